@@ -1,0 +1,41 @@
+# What is built and downloaded stays here; a local cluster's own state is in .local.
+export KAAS_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kaas
+export CARGO_TARGET_DIR := $(KAAS_CACHE)/target
+
+local := cargo run --quiet --package kaas-e2e --bin kaas-local --
+
+.DEFAULT_GOAL := help
+.PHONY: help up down status test e2e bench fmt generate bootstrap
+
+help: ## What there is to make
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: bootstrap ## A local management cluster with the operator and a demo tenant
+	@$(local) up
+
+down: bootstrap ## End it and leave nothing
+	@$(local) down
+
+status: bootstrap ## What runs
+	@$(local) status
+
+test: bootstrap ## Everything that must pass, on a local cluster of its own
+	@$(local) test
+
+e2e: bootstrap ## The flows alone; KAAS_KUBECONFIG=... runs them on a cluster that has the operator
+	@$(local) e2e
+
+bench: bootstrap ## Measure on a local cluster of its own; raw samples are kept
+	@$(local) bench
+
+fmt: ## Format all Rust code
+	@cargo fmt --all
+
+generate: ## Render CRDs, roles and the API reference from the Rust types
+	@cargo run --quiet --package kaas-crds --bin manifests
+
+# Everything else is checked, and on Debian installed, by kaas-local itself.
+bootstrap:
+	@command -v cargo >/dev/null || { echo 'cargo is missing: install Rust from https://rustup.rs' >&2; exit 1; }
+	@command -v cc >/dev/null || { echo 'cc is missing: install a C compiler (Debian: apt-get install gcc libc6-dev)' >&2; exit 1; }
+	@command -v go >/dev/null || { echo 'go is missing: install Go 1.26 or newer from https://go.dev/dl' >&2; exit 1; }

@@ -1,0 +1,146 @@
+//! Condition types and reasons: the closed vocabulary of status, events and runbooks.
+//!
+//! Every reason has a page `docs/src/runbooks/<Reason>.md`; a test checks that it exists.
+
+use std::fmt;
+
+/// Types of conditions on a TenantCluster. All are positive but kstatus' two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ConditionType {
+    /// A real request through the endpoint succeeded just now.
+    Ready,
+    /// Every API server and controller pod that should run does.
+    ControlPlaneAvailable,
+    /// Every etcd member serves and holds the data it should.
+    EtcdHealthy,
+    /// Every worker is Ready.
+    WorkersReady,
+    /// Every addon runs.
+    AddonsReady,
+    /// No certificate is near its end.
+    CertificatesValid,
+    /// What runs is what would be rendered now.
+    UpToDate,
+    /// kstatus: the operator is at work.
+    Reconciling,
+    /// kstatus: the operator cannot go on without somebody's help.
+    Stalled,
+}
+
+impl ConditionType {
+    /// All of them.
+    pub const ALL: [ConditionType; 9] = [
+        ConditionType::Ready,
+        ConditionType::ControlPlaneAvailable,
+        ConditionType::EtcdHealthy,
+        ConditionType::WorkersReady,
+        ConditionType::AddonsReady,
+        ConditionType::CertificatesValid,
+        ConditionType::UpToDate,
+        ConditionType::Reconciling,
+        ConditionType::Stalled,
+    ];
+}
+
+impl fmt::Display for ConditionType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Why a condition has its status.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Reason {
+            /// Every reason there is.
+            pub const ALL: &'static [Reason] = &[$(Reason::$name,)+];
+
+            /// The word in status.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Reason::$name => stringify!($name),)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A request through the endpoint succeeded.
+    Serving,
+    /// The control plane comes up for the first time.
+    Creating,
+    /// The last request through the endpoint failed.
+    EndpointUnreachable,
+    /// Nothing is known that is fresh enough.
+    NotObserved,
+    /// The TenantCluster is being deleted.
+    Deleting,
+    /// The etcd data is not the data that was there before.
+    DataLost,
+    /// All pods that should run do.
+    Available,
+    /// Some pods that should run do not.
+    PodsUnavailable,
+    /// Pods cannot start: image, crash or scheduling.
+    PodsFailing,
+    /// Every member is healthy.
+    MembersHealthy,
+    /// A member is not healthy; the others have a quorum.
+    MemberUnhealthy,
+    /// Fewer members than a quorum answer.
+    QuorumLost,
+    /// etcd raised an alarm.
+    AlarmRaised,
+    /// There are no workers.
+    NoWorkers,
+    /// There are no addons.
+    NoAddons,
+    /// All certificates are valid.
+    CertificatesCurrent,
+    /// A certificate is near its end and could not be renewed yet.
+    CertificateExpiring,
+    /// What runs is what would be rendered now.
+    RevisionCurrent,
+    /// A newer operator would render something differently.
+    RevisionPending,
+    /// Pods are being replaced.
+    Rolling,
+    /// Work is under way.
+    Progressing,
+    /// Nothing is left to do.
+    Settled,
+    /// The spec says `paused`.
+    Paused,
+    /// The version is not in the catalogue.
+    VersionNotInCatalogue,
+    /// The platform has not set a host for NodePort endpoints.
+    EndpointHostMissing,
+    /// The load balancer has no address yet.
+    LoadBalancerPending,
+    /// A control-plane namespace of an earlier object with this name exists.
+    AdoptionNeeded,
+    /// The control-plane namespace is being deleted although the TenantCluster is not.
+    NamespaceTerminating,
+    /// The Secret with the cluster's authorities is gone.
+    AuthorityLost,
+    /// A Secret that is not ours has the name of the kubeconfig Secret.
+    SecretNameTaken,
+    /// The management cluster refused a request.
+    RequestDenied,
+    /// The management cluster refused an object as invalid.
+    RequestInvalid,
+    /// Requests to the management cluster fail for now.
+    RequestFailing,
+    /// Something blocks the deletion.
+    DeletionBlocked,
+    /// The operator made a plan that would break one of its own rules, and did not execute it.
+    PlanRefused,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

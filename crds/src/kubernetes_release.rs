@@ -1,0 +1,88 @@
+//! `KubernetesRelease`: the catalogue. One entry a version; what is set never changes.
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+/// One Kubernetes version that tenants may run, with the images of its components.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "kaas.dev",
+    version = "v1alpha1",
+    kind = "KubernetesRelease",
+    plural = "kubernetesreleases",
+    shortname = "kr",
+    category = "kaas",
+    status = "KubernetesReleaseStatus",
+    derive = "PartialEq",
+    doc = "KubernetesRelease is one version of the catalogue. What is set in it never changes; a newer chart may add what was unset.",
+    printcolumn(name = "Version", type_ = "string", json_path = ".spec.version"),
+    printcolumn(name = "Etcd", type_ = "string", json_path = ".spec.etcd.version"),
+    printcolumn(name = "Used by", type_ = "string", json_path = ".status.summary"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name == self.spec.version").message(Message::Expression(
+        "\"metadata.name: '\" + self.metadata.name + \"' must equal spec.version '\" + self.spec.version + \"'\"".into()
+    )),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct KubernetesReleaseSpec {
+    /// Kubernetes version, for example `v1.37.1`; the object has the same name.
+    #[schemars(length(max = 32))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^v1\\\\.[0-9]{1,3}\\\\.[0-9]{1,3}$')").message("spec.version: must look like v1.37.1"),
+        validation = Rule::new("self == oldSelf").message("spec.version: what a release says never changes; add another KubernetesRelease")
+    )]
+    pub version: String,
+
+    /// Images of the control plane, with registry and tag.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.images: what a release says never changes; add another KubernetesRelease"))]
+    pub images: Images,
+
+    /// The etcd that new clusters of this version get.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.etcd: what a release says never changes; add another KubernetesRelease"))]
+    pub etcd: EtcdRelease,
+}
+
+/// Images of the control plane.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Images {
+    /// For example `registry.k8s.io/kube-apiserver:v1.37.1`.
+    #[schemars(length(min = 1, max = 512))]
+    pub kube_apiserver: String,
+    /// For example `registry.k8s.io/kube-controller-manager:v1.37.1`.
+    #[schemars(length(min = 1, max = 512))]
+    pub kube_controller_manager: String,
+    /// For example `registry.k8s.io/kube-scheduler:v1.37.1`.
+    #[schemars(length(min = 1, max = 512))]
+    pub kube_scheduler: String,
+}
+
+/// An etcd version.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EtcdRelease {
+    /// For example `3.7.3`.
+    #[schemars(length(min = 1, max = 32))]
+    pub version: String,
+    /// For example `registry.k8s.io/etcd:3.7.3-0`.
+    #[schemars(length(min = 1, max = 512))]
+    pub image: String,
+}
+
+/// Who uses the release. Written by the operator; while it names somebody the release cannot be deleted.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KubernetesReleaseStatus {
+    /// Up to ten users as `namespace/name`, in order.
+    #[serde(default)]
+    #[schemars(length(max = 10), inner(length(max = 128)))]
+    pub used_by: Vec<String>,
+    /// Number of users.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub users: i32,
+    /// One line for `kubectl get`: the number and the first names.
+    #[serde(default)]
+    #[schemars(length(max = 512))]
+    pub summary: String,
+}

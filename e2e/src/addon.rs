@@ -1,0 +1,69 @@
+//! What makes the bare node a cluster to work with: DNS, and a default storage class. Applied on the
+//! server's side; the second time nothing is written.
+
+use std::time::Duration;
+
+use crate::Error;
+use crate::digest;
+use crate::image;
+use crate::kubectl::Kubectl;
+use crate::layout::State;
+use crate::network;
+
+const COREDNS: &str = include_str!("../manifests/coredns.yaml");
+const LOCAL_PATH: &str = include_str!("../manifests/local-path.yaml");
+const READY_DEADLINE: Duration = Duration::from_secs(180);
+
+/// Applies both add-ons.
+pub(crate) fn apply(kubectl: &Kubectl, state: &State) -> Result<(), Error> {
+    let coredns = fill(
+        COREDNS,
+        &[("image", &image::addon_reference("coredns")?), ("dns", &network::DNS_ADDRESS.to_string())],
+    )?;
+    let storage = state.storage();
+    std::fs::create_dir_all(&storage).map_err(Error::io("create", &storage))?;
+    let local_path = fill(
+        LOCAL_PATH,
+        &[
+            ("image", &image::addon_reference("local-path-provisioner")?),
+            ("helper", image::BUSYBOX),
+            ("path", &storage.display().to_string()),
+        ],
+    )?;
+    kubectl.apply(&coredns)?;
+    kubectl.apply(&local_path)
+}
+
+/// Waits until both answer.
+pub(crate) fn await_ready(kubectl: &Kubectl) -> Result<(), Error> {
+    kubectl.await_deployment("kube-system", "coredns", READY_DEADLINE)?;
+    kubectl.await_deployment("local-path-storage", "local-path-provisioner", READY_DEADLINE)
+}
+
+/// Puts values in the place of their names; a name without a value is an error.
+/// `digest` is the template's own: pods that read their configuration once are rolled when it changes.
+fn fill(template: &str, values: &[(&str, &str)]) -> Result<String, Error> {
+    let digest = digest::short(&digest::of_bytes(template.as_bytes()), 12);
+    let text = values
+        .iter()
+        .chain(&[("digest", digest.as_str())])
+        .fold(template.to_owned(), |text, (name, value)| text.replace(&format!("{{{{{name}}}}}"), value));
+    match text.split_once("{{") {
+        Some((_, rest)) => {
+            let name = rest.split("}}").next().unwrap_or_default();
+            Err(Error::Invalid(format!("a manifest asks for `{name}`, which has no value")))
+        }
+        None => Ok(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_place_is_filled() {
+        assert_eq!(fill("a {{x}} {{x}}", &[("x", "1")]).unwrap(), "a 1 1");
+        assert!(fill("a {{y}}", &[("x", "1")]).unwrap_err().to_string().contains("`y`"));
+    }
+}

@@ -1,0 +1,127 @@
+//! Built programs, kept by what they are built from: a key over the row's pins, the flags and the compiler.
+//! A directory appears under its final name only when it is complete, with a manifest of SHA-256 sums that
+//! every use checks: a program that was damaged or replaced since is built again, never run.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::component::Component;
+use crate::digest::{self, Hasher};
+use crate::invocation::Invocation;
+use crate::layout::{Cache, Repository};
+use crate::lock::Lock;
+
+/// Another clone may be building the same component.
+const LOCK_DEADLINE: Duration = Duration::from_secs(1800);
+const MANIFEST: &str = "manifest.json";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    component: String,
+    version: String,
+    /// SHA-256 by program.
+    programs: BTreeMap<String, String>,
+}
+
+/// The place of one component in the cache.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) directory: PathBuf,
+    pub(crate) lock: PathBuf,
+    pub(crate) key: String,
+}
+
+impl Entry {
+    /// Computes where the component belongs, from its pins as they are now.
+    pub(crate) fn of(component: &Component, repository: &Repository, cache: &Cache) -> Result<Self, Error> {
+        let row = repository.row(component.name);
+        let compiler = Invocation::new("go").args(["env", "GOVERSION", "GOARCH"]).directory(&row).run()?;
+        let mut hasher = Hasher::new();
+        hasher.field(compiler.as_bytes());
+        hasher.field(component.linker_flags().as_bytes());
+        for (package, program) in component.programs {
+            hasher.field(package.as_bytes());
+            hasher.field(program.as_bytes());
+        }
+        for file in ["go.mod", "go.sum"] {
+            let path = row.join(file);
+            hasher.field(&std::fs::read(&path).map_err(Error::io("read", &path))?);
+        }
+        // A few rows have a program of their own.
+        hasher.field(&std::fs::read(row.join("main.go")).unwrap_or_default());
+        let key = digest::short(&hasher.finish(), 16);
+        let name = format!("{}-{key}", component.name);
+        Ok(Self { directory: cache.binaries().join(&name), lock: cache.locks().join(&name), key })
+    }
+
+    pub(crate) fn locked(&self) -> Result<Lock, Error> {
+        Lock::exclusive(&self.lock, LOCK_DEADLINE)
+    }
+
+    /// The programs, if all of them are there and unchanged.
+    pub(crate) fn programs(&self, component: &Component) -> Option<BTreeMap<String, PathBuf>> {
+        let text = std::fs::read(self.directory.join(MANIFEST)).ok()?;
+        let manifest: Manifest = serde_json::from_slice(&text).ok()?;
+        component
+            .programs
+            .iter()
+            .map(|(_, program)| {
+                let path = self.directory.join(program);
+                let expected = manifest.programs.get(*program)?;
+                (digest::of_file(&path).ok()? == *expected).then(|| ((*program).to_owned(), path))
+            })
+            .collect()
+    }
+
+    /// Moves freshly built programs to their final place, with their sums.
+    pub(crate) fn publish(&self, component: &Component, built: &Path) -> Result<(), Error> {
+        let mut programs = BTreeMap::new();
+        for (_, program) in component.programs {
+            programs.insert((*program).to_owned(), digest::of_file(&built.join(program))?);
+        }
+        let manifest = Manifest {
+            component: component.name.to_owned(),
+            version: component.version.to_owned(),
+            programs,
+        };
+        let path = built.join(MANIFEST);
+        let text = serde_json::to_vec_pretty(&manifest)
+            .map_err(|error| Error::Invalid(format!("manifest of {}: {error}", component.name)))?;
+        std::fs::write(&path, text).map_err(Error::io("write", &path))?;
+        if self.directory.exists() {
+            std::fs::remove_dir_all(&self.directory).map_err(Error::io("remove", &self.directory))?;
+        }
+        std::fs::rename(built, &self.directory).map_err(Error::io("create", &self.directory))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::component::COMPONENTS;
+
+    #[test]
+    fn a_changed_program_is_not_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let built = directory.path().join("built");
+        std::fs::create_dir(&built).unwrap();
+        let component = COMPONENTS.iter().find(|row| row.name == "cni").unwrap();
+        for (_, program) in component.programs {
+            std::fs::write(built.join(program), program).unwrap();
+        }
+        let entry = Entry {
+            directory: directory.path().join("cni-key"),
+            lock: directory.path().join("lock"),
+            key: "key".to_owned(),
+        };
+        assert!(entry.programs(component).is_none());
+        entry.publish(component, &built).unwrap();
+        assert_eq!(entry.programs(component).unwrap().len(), component.programs.len());
+        std::fs::write(entry.directory.join("bridge"), "other").unwrap();
+        assert!(entry.programs(component).is_none());
+    }
+}

@@ -1,0 +1,419 @@
+//! What a tenant goes through, on a real cluster: each flow is a small story with a claim that can fail. The
+//! same flows run on a local cluster of their own and, with `KAAS_KUBECONFIG`, on any cluster that has the
+//! operator; what only a local cluster can show is skipped there, by name and with the reason.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::Error;
+use crate::audit::{self, Mark};
+use crate::cluster::{Cluster, Spec};
+use crate::compile::{self, Toolbox};
+use crate::credentials::write_private;
+use crate::kubectl::{Kubectl, at, condition};
+use crate::layout::{Cache, Repository, State};
+use crate::operator::tenant_is_ready;
+use crate::terminal::{complain, say};
+use crate::wait;
+
+const READY: Duration = Duration::from_secs(180);
+const GONE: Duration = Duration::from_secs(120);
+const SOON: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(200);
+/// Every object of the flows is in this namespace of the management cluster.
+const NAMESPACE: &str = "kaas-e2e";
+
+/// How many flows passed and failed, and which were not run.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Tally {
+    /// Claims that held.
+    pub passed: usize,
+    /// Claims that did not.
+    pub failed: usize,
+    /// Not run here.
+    pub skipped: Vec<String>,
+}
+
+impl Tally {
+    /// One more claim.
+    pub fn count(&mut self, held: bool) {
+        if held {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+        }
+    }
+
+    /// Takes another tally in.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped.extend(other.skipped);
+    }
+}
+
+/// The cluster that flows run on.
+struct Stage {
+    kubectl: Kubectl,
+    program: PathBuf,
+    scratch: tempfile::TempDir,
+    /// The local cluster, if it is one.
+    local: bool,
+}
+
+struct Flow {
+    name: &'static str,
+    /// Why it runs on a local cluster only.
+    local_only: Option<&'static str>,
+    run: fn(&Stage) -> Result<(), Error>,
+}
+
+const FLOWS: &[Flow] = &[
+    Flow { name: "a tenant becomes Ready and its API takes writes", local_only: None, run: a_tenant_serves },
+    Flow { name: "its kubeconfig is no key to everything", local_only: None, run: the_kubeconfig_is_bounded },
+    Flow {
+        name: "a node port endpoint answers at the node's address",
+        local_only: Some("the address of a node of another cluster may not be reachable from here"),
+        run: a_node_port_answers,
+    },
+    Flow { name: "bad input is refused with the way out", local_only: None, run: bad_input_is_refused },
+    Flow {
+        name: "an unknown version is a condition that lists what there is",
+        local_only: None,
+        run: an_unknown_version_is_named,
+    },
+    Flow {
+        name: "at rest the operator writes nothing",
+        local_only: Some("it reads the API server's audit log"),
+        run: rest_is_silent,
+    },
+    Flow { name: "deletion ends and leaves nothing", local_only: None, run: deletion_ends },
+];
+
+/// Runs the flows on `KAAS_KUBECONFIG`, or else on a local cluster of their own that is taken down at the end,
+/// with the given operator instead of the checkout's.
+///
+/// # Errors
+/// When there is no cluster to run on; a flow that fails is in the tally.
+pub fn run(repository: &Repository, cache: &Cache, operator: Option<PathBuf>) -> Result<Tally, Error> {
+    match std::env::var_os("KAAS_KUBECONFIG").filter(|value| !value.is_empty()) {
+        Some(kubeconfig) => elsewhere(kubeconfig.into(), repository, cache),
+        None => on_a_local_cluster(repository, cache, operator),
+    }
+}
+
+fn elsewhere(kubeconfig: PathBuf, repository: &Repository, cache: &Cache) -> Result<Tally, Error> {
+    let toolbox = Toolbox::with(&["kubectl"], repository, cache)?;
+    let stage = Stage::new(&toolbox, kubeconfig, false)?;
+    let found = stage.kubectl.run(&[
+        "get",
+        "deployments",
+        "-A",
+        "-l",
+        "app.kubernetes.io/name=kaas-operator",
+        "-o",
+        "name",
+    ])?;
+    if found.trim().is_empty() {
+        return Err(Error::Invalid(
+            "the cluster of KAAS_KUBECONFIG has no operator: install charts/kaas-crds and charts/kaas first"
+                .to_owned(),
+        ));
+    }
+    Ok(stage.play())
+}
+
+/// The place of a cluster that lives as long as one command: what a killed run left in it is removed first,
+/// and the cluster is taken down when this goes, also after a failure or an interrupt.
+pub(crate) struct Guarded(State);
+
+impl Guarded {
+    /// One place for each purpose and clone.
+    pub(crate) fn new(purpose: &str, repository: &Repository, cache: &Cache) -> Result<Self, Error> {
+        let clone = crate::digest::of_bytes(repository.root().as_os_str().as_encoded_bytes());
+        let name = format!("{purpose}-{}", crate::digest::short(&clone, 8));
+        let state = State::at(cache.root().join(name))?;
+        Cluster::remove(&state)?;
+        demolish_when_interrupted(state.clone())?;
+        Ok(Self(state))
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.0
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if let Err(error) = Cluster::demolish(&self.0) {
+            complain(format!("{} could not be taken down: {error}", self.0.root().display()));
+        }
+    }
+}
+
+fn on_a_local_cluster(
+    repository: &Repository,
+    cache: &Cache,
+    operator: Option<PathBuf>,
+) -> Result<Tally, Error> {
+    crate::prerequisite::ensure(repository, cache)?;
+    let build = compile::build_all(repository, cache, operator.is_none())?;
+    let guarded = Guarded::new("e2e", repository, cache)?;
+    let state = guarded.state().clone();
+    let spec =
+        Spec { state: state.clone(), toolbox: build.toolbox.clone(), operator: operator.or(build.operator) };
+    let mut cluster = Cluster::start(spec, cache)?;
+    cluster.install_operator(repository)?;
+    let stage = Stage::new(&build.toolbox, state.kubeconfig(), true)?;
+    let mut tally = stage.play();
+    drop(cluster);
+    let started = Instant::now();
+    Cluster::remove(&state)?;
+    let left = Cluster::remains(&state)?;
+    report(
+        "the cluster goes down and leaves nothing",
+        left.is_empty().then_some(()).ok_or(Error::LeftBehind(left)),
+        started.elapsed().as_secs_f32(),
+        &mut tally,
+    );
+    Ok(tally)
+}
+
+/// An interrupt (or the CI's TERM) takes the cluster down first: no other command would find it.
+fn demolish_when_interrupted(state: State) -> Result<(), Error> {
+    let signals = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
+    let mut signals =
+        signal_hook::iterator::Signals::new(signals).map_err(Error::io("watch", "interrupts"))?;
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            complain("interrupted: taking the cluster of the flows down");
+            if let Err(error) = Cluster::demolish(&state) {
+                complain(format!("it could not be taken down: {error}"));
+            }
+            std::process::exit(130);
+        }
+    });
+    Ok(())
+}
+
+impl Stage {
+    fn new(toolbox: &Toolbox, kubeconfig: PathBuf, local: bool) -> Result<Self, Error> {
+        let program = toolbox.program("kubectl")?.to_owned();
+        let scratch = tempfile::tempdir().map_err(Error::io("create", std::env::temp_dir()))?;
+        Ok(Self { kubectl: Kubectl::new(&program, &kubeconfig), program, scratch, local })
+    }
+
+    fn play(&self) -> Tally {
+        let mut tally = Tally::default();
+        for flow in FLOWS {
+            if let Some(reason) = flow.local_only.filter(|_| !self.local) {
+                say(format!("flow {}: skipped: {reason}", flow.name));
+                tally.skipped.push(format!("{}: {reason}", flow.name));
+                continue;
+            }
+            let started = Instant::now();
+            let result = (flow.run)(self);
+            report(flow.name, result, started.elapsed().as_secs_f32(), &mut tally);
+        }
+        // What a failed flow left.
+        let _ = self.kubectl.run(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false"]);
+        tally
+    }
+
+    fn apply_tenant(&self, name: &str, spec: Value) -> Result<(), Error> {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+        self.kubectl.apply(&namespace.to_string())?;
+        let tenant = json!({
+            "apiVersion": "kaas.dev/v1alpha1",
+            "kind": "TenantCluster",
+            "metadata": {"name": name, "namespace": NAMESPACE},
+            "spec": spec,
+        });
+        self.kubectl.apply(&tenant.to_string())
+    }
+
+    fn tenant(&self, name: &str) -> Result<Value, Error> {
+        self.kubectl.read(&["--namespace", NAMESPACE, "get", "tenantclusters.kaas.dev", name])
+    }
+
+    fn await_tenant(
+        &self,
+        name: &str,
+        what: &str,
+        accept: impl Fn(&Value) -> Result<(), String>,
+    ) -> Result<Value, Error> {
+        let args = ["--namespace", NAMESPACE, "get", "tenantclusters.kaas.dev", name];
+        self.kubectl.await_object(&format!("TenantCluster {name} {what}"), &args, READY, accept)
+    }
+
+    /// kubectl with the kubeconfig that the operator made.
+    fn tenant_kubectl(&self, name: &str) -> Result<Kubectl, Error> {
+        let secret = format!("{name}-kubeconfig");
+        let template = "go-template={{.data.value | base64decode}}";
+        let text =
+            self.kubectl.run(&["--namespace", NAMESPACE, "get", "secret", &secret, "--output", template])?;
+        let path = self.scratch.path().join(name);
+        write_private(&path, &text)?;
+        Ok(Kubectl::new(&self.program, &path))
+    }
+}
+
+fn report(name: &str, result: Result<(), Error>, seconds: f32, tally: &mut Tally) {
+    tally.count(result.is_ok());
+    match result {
+        Ok(()) => say(format!("flow {name}: ok ({seconds:.1} s)")),
+        Err(error) => say(format!("flow {name}: FAILED ({seconds:.1} s)\n{error}")),
+    }
+}
+
+fn claim(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Error> {
+    if holds { Ok(()) } else { Err(Error::Invalid(otherwise())) }
+}
+
+/// One API server, one member, reached through a node port.
+fn small(version: &str) -> Value {
+    json!({
+        "version": version,
+        "controlPlane": {"replicas": 1, "endpoint": {"type": "NodePort"}},
+        "etcd": {"replicas": 1, "storage": {"persistent": {"size": "1Gi"}}},
+    })
+}
+
+fn known_version() -> &'static str {
+    crate::component::KUBERNETES
+}
+
+fn a_tenant_serves(stage: &Stage) -> Result<(), Error> {
+    stage.apply_tenant("green", small(known_version()))?;
+    let tenant = stage.await_tenant("green", "to be Ready", tenant_is_ready)?;
+    claim(at(&tenant, "/status/version") == known_version(), || {
+        format!("status.version is {}, expected {}", at(&tenant, "/status/version"), known_version())
+    })?;
+    let kubectl = stage.tenant_kubectl("green")?;
+    // Ready means that requests succeed now: no second attempt is allowed.
+    kubectl.run(&["create", "configmap", "written", "--from-literal=by=e2e"])?;
+    let read = kubectl.run(&["get", "configmap", "written", "--output", "jsonpath={.data.by}"])?;
+    claim(read == "e2e", || format!("read `{read}` from the tenant, wrote `e2e`"))?;
+    let version = kubectl.read(&["version"])?;
+    claim(at(&version, "/serverVersion/gitVersion") == known_version(), || {
+        format!("the tenant's API says {}", at(&version, "/serverVersion"))
+    })?;
+    let account = || kubectl.run(&["get", "serviceaccount", "default"]).map_err(|error| error.to_string());
+    wait::until("the tenant's default service account", SOON, POLL, account, || stage.kubectl.report())
+        .map(drop)
+}
+
+fn the_kubeconfig_is_bounded(stage: &Stage) -> Result<(), Error> {
+    let kubectl = stage.tenant_kubectl("green")?;
+    let review = kubectl.read(&["auth", "whoami"])?;
+    let groups = at(&review, "/status/userInfo/groups").to_string();
+    claim(!groups.contains("system:masters"), || format!("the admin kubeconfig is of the groups {groups}"))?;
+    claim(kubectl.run(&["auth", "can-i", "*", "*"]).is_ok(), || {
+        "the admin may not do everything in it".to_owned()
+    })
+}
+
+fn a_node_port_answers(stage: &Stage) -> Result<(), Error> {
+    let tenant = stage.tenant("green")?;
+    let endpoint = at(&tenant, "/status/controlPlaneEndpoint").clone();
+    let (host, port) =
+        (at(&endpoint, "/host").as_str().unwrap_or_default(), at(&endpoint, "/port").as_i64().unwrap_or(0));
+    claim(host.starts_with("10.77.") && (30000..32768).contains(&port), || {
+        format!("the endpoint is {endpoint}")
+    })?;
+    let kubectl = stage.tenant_kubectl("green")?;
+    let server = kubectl.run(&["config", "view", "--output", "jsonpath={.clusters[0].cluster.server}"])?;
+    claim(server == format!("https://{host}:{port}"), || {
+        format!("the kubeconfig leads to {server}, status to {endpoint}")
+    })
+}
+
+fn bad_input_is_refused(stage: &Stage) -> Result<(), Error> {
+    let mut spec = small(known_version());
+    if let Some(members) = spec.pointer_mut("/etcd/replicas") {
+        *members = json!(2);
+    }
+    match stage.apply_tenant("even", spec) {
+        Ok(()) => Err(Error::Invalid("two etcd members were accepted".to_owned())),
+        Err(error) => {
+            let text = error.to_string();
+            let told = ["spec.etcd.replicas", "2", "1, 3 or 5"].iter().all(|part| text.contains(part));
+            claim(told, || format!("the refusal does not name field, value and way out: {text}"))
+        }
+    }
+}
+
+fn an_unknown_version_is_named(stage: &Stage) -> Result<(), Error> {
+    stage.apply_tenant("future", small("v1.99.0"))?;
+    let lists = |object: &Value| {
+        let conditions = at(object, "/status/conditions").to_string();
+        match condition(object, "Ready") {
+            Some("False") if conditions.contains(known_version()) => Ok(()),
+            _ => Err(format!("conditions: {conditions}")),
+        }
+    };
+    stage.await_tenant("future", "to say which versions there are", lists)?;
+    stage
+        .kubectl
+        .run(&["--namespace", NAMESPACE, "delete", "tenantclusters.kaas.dev", "future", "--timeout=60s"])
+        .map(drop)
+}
+
+fn rest_is_silent(stage: &Stage) -> Result<(), Error> {
+    let log = stage.kubectl.kubeconfig().with_file_name("log").join("audit.log");
+    let writes_within = |time: Duration| -> Result<Vec<audit::Event>, Error> {
+        let mark = Mark::now(&log)?;
+        std::thread::sleep(time);
+        mark.operator_writes()
+    };
+    // What the flow before has set off may still be written.
+    let quiet = || match writes_within(Duration::from_secs(3)) {
+        Ok(writes) if writes.is_empty() => Ok(()),
+        Ok(writes) => Err(format!("{} writes within 3 s", writes.len())),
+        Err(error) => Err(error.to_string()),
+    };
+    wait::until("the operator to come to rest", SOON, POLL, quiet, String::new)?;
+    let writes = writes_within(Duration::from_secs(15))?;
+    claim(writes.is_empty(), || format!("writes within 15 s of rest: {:?}", audit::tally(&writes)))
+}
+
+fn deletion_ends(stage: &Stage) -> Result<(), Error> {
+    let tenant = stage.tenant("green")?;
+    let uid = at(&tenant, "/metadata/uid").as_str().unwrap_or_default().to_owned();
+    claim(!uid.is_empty(), || "the tenant has no UID".to_owned())?;
+    let namespace = format!("kaas-{uid}");
+    claim(stage.kubectl.run(&["get", "namespace", &namespace]).is_ok(), || {
+        format!("namespace {namespace} is not there")
+    })?;
+    stage.kubectl.run(&[
+        "--namespace",
+        NAMESPACE,
+        "delete",
+        "tenantclusters.kaas.dev",
+        "green",
+        "--wait=false",
+    ])?;
+    let gone = || {
+        let left = stage
+            .kubectl
+            .run(&["get", "tenantclusters.kaas.dev,secrets", "--namespace", NAMESPACE, "--output", "name"])
+            .map_err(|error| error.to_string())?;
+        let volumes = stage.kubectl.run(&[
+            "get",
+            "persistentvolumes",
+            "--output",
+            "jsonpath={.items[*].spec.claimRef.namespace}",
+        ]);
+        let volumes = volumes.map_err(|error| error.to_string())?;
+        let namespaces =
+            stage.kubectl.run(&["get", "namespace", &namespace, "--ignore-not-found", "--output", "name"]);
+        let namespaces = namespaces.map_err(|error| error.to_string())?;
+        if left.trim().is_empty() && namespaces.trim().is_empty() && !volumes.contains(&namespace) {
+            return Ok(());
+        }
+        Err(format!("left: {left} {namespaces} volumes of {volumes}"))
+    };
+    wait::until("the tenant to be gone without a trace", GONE, POLL, gone, || stage.kubectl.report())
+}

@@ -1,0 +1,131 @@
+//! What a person does with a local cluster: `up`, `down`, `build`, `status`, with a line for each step.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::Error;
+use crate::cluster::{Cluster, Spec};
+use crate::compile;
+use crate::layout::{Cache, Repository, State};
+use crate::prerequisite;
+use crate::record::Record;
+use crate::terminal::say;
+
+/// Which operator a cluster gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operator {
+    /// None: the bare cluster.
+    None,
+    /// The one of this checkout.
+    Build,
+    /// A binary that is there already, for example another version's.
+    Binary(PathBuf),
+}
+
+/// Brings everything up and prints what there is.
+///
+/// # Errors
+/// The first step that failed.
+pub fn up(repository: &Repository, cache: &Cache, state: &State, operator: Operator) -> Result<(), Error> {
+    let started = Instant::now();
+    say(format!(
+        "a first run builds Kubernetes and takes up to 20 minutes on two cores; what is built stays in {}",
+        cache.root().display()
+    ));
+    prerequisite::ensure(repository, cache)?;
+    let build = compile::build_all(repository, cache, operator == Operator::Build)?;
+    say(format!("programs are there ({} s)", started.elapsed().as_secs()));
+    let bare = operator == Operator::None;
+    let binary = match operator {
+        Operator::Binary(path) => Some(path),
+        _ => build.operator,
+    };
+    let spec = Spec { state: state.clone(), toolbox: build.toolbox, operator: binary };
+    let mut cluster = Cluster::start(spec, cache)?;
+    say(format!(
+        "the cluster runs at https://{}:6443 ({} s)",
+        cluster.address(),
+        started.elapsed().as_secs()
+    ));
+    if bare {
+        return Ok(());
+    }
+    cluster.install_operator(repository)?;
+    say(format!("the operator is installed ({} s)", started.elapsed().as_secs()));
+    cluster.demonstrate(repository)?;
+    say(format!("the demo tenant is Ready ({} s)", started.elapsed().as_secs()));
+    present(&cluster, state)
+}
+
+/// The table, and what to try next.
+fn present(cluster: &Cluster, state: &State) -> Result<(), Error> {
+    let here = std::env::current_dir().unwrap_or_default();
+    let short = |path: std::path::PathBuf| path.strip_prefix(&here).unwrap_or(&path).display().to_string();
+    let kubectl = short(state.bin().join("kubectl"));
+    let management = short(state.kubeconfig());
+    let tenant = short(state.tenant_kubeconfig(Cluster::demo_name()));
+    say("\n$ kubectl get tenantclusters -A");
+    say(cluster.kubectl()?.run(&["get", "tenantclusters", "-A"])?.trim_end());
+    say("\nnext:");
+    say(format!("  {kubectl} --kubeconfig {tenant} get namespaces"));
+    say(format!("  {kubectl} --kubeconfig {management} get pods -A"));
+    say("  make down");
+    Ok(())
+}
+
+/// Takes everything down and proves that nothing is left.
+///
+/// # Errors
+/// [`Error::LeftBehind`], or what could not be ended.
+pub fn down(state: &State) -> Result<(), Error> {
+    let started = Instant::now();
+    Cluster::remove(state)?;
+    let left = Cluster::remains(state)?;
+    if !left.is_empty() {
+        return Err(Error::LeftBehind(left));
+    }
+    let seconds = started.elapsed().as_secs_f32();
+    say(format!("down in {seconds:.1} s; nothing is left of {}", state.root().display()));
+    Ok(())
+}
+
+/// Builds what is missing.
+///
+/// # Errors
+/// [`Error::Build`] of the first component that failed.
+pub fn build(repository: &Repository, cache: &Cache) -> Result<(), Error> {
+    prerequisite::ensure(repository, cache)?;
+    let started = Instant::now();
+    compile::build_all(repository, cache, true)?;
+    say(format!("everything is built ({} s)", started.elapsed().as_secs()));
+    Ok(())
+}
+
+/// Says which daemons run.
+///
+/// # Errors
+/// [`Error::Invalid`] when the record cannot be read.
+pub fn status(state: &State) -> Result<(), Error> {
+    let Some(record) = Record::read(state)? else {
+        say(format!("no cluster in {}: `make up` makes one", state.root().display()));
+        return Ok(());
+    };
+    say(format!("{} at 10.77.{}.1 in {}", record.name, record.index, state.root().display()));
+    for (name, identity) in &record.daemons {
+        let word = if identity.alive() { "runs" } else { "has ended" };
+        say(format!("  {name:<24} {word} (pid {})", identity.pid));
+    }
+    Ok(())
+}
+
+/// Runs the flows and says how many held.
+///
+/// # Errors
+/// [`Error::Invalid`] when one failed or none ran.
+pub fn e2e(repository: &Repository, cache: &Cache, operator: Option<PathBuf>) -> Result<(), Error> {
+    let tally = crate::flow::run(repository, cache, operator)?;
+    for skipped in &tally.skipped {
+        say(format!("skipped: {skipped}"));
+    }
+    crate::suite::conclude(&tally)
+}

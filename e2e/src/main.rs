@@ -1,0 +1,94 @@
+//! `kaas-local`: brings a real Kubernetes up on this machine, with the operator and a demo tenant, and takes
+//! it down again without a trace.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use kaas_e2e::bench::{self, Plan};
+use kaas_e2e::journey::Operator;
+use kaas_e2e::layout::{Cache, Repository, State};
+use kaas_e2e::terminal::complain;
+use kaas_e2e::{Error, journey, suite};
+
+/// A local cluster of real Kubernetes components.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Directory that holds the cluster; several may live side by side.
+    #[arg(long, global = true, default_value = ".local")]
+    state: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build what is missing, start the cluster, install the operator, make the demo tenant Ready.
+    Up {
+        /// The cluster alone: no operator, no demo.
+        #[arg(long)]
+        bare: bool,
+        /// Run this build of the operator instead of building one.
+        #[arg(long, value_name = "BINARY", conflicts_with = "bare")]
+        operator: Option<PathBuf>,
+    },
+    /// End and remove everything.
+    Down,
+    /// Build what is missing, start nothing.
+    Build,
+    /// Say what runs.
+    Status,
+    /// Run every check of the project, on a cluster of its own.
+    Test,
+    /// Measure, on a cluster of its own.
+    Bench {
+        /// Fewer samples: a few minutes.
+        #[arg(long)]
+        quick: bool,
+        /// Run this build of the operator instead of building one.
+        #[arg(long, value_name = "BINARY")]
+        operator: Option<PathBuf>,
+    },
+    /// Run the flows alone, on a cluster of their own or on KAAS_KUBECONFIG.
+    E2e {
+        /// Run this build of the operator instead of building one.
+        #[arg(long, value_name = "BINARY")]
+        operator: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(format!("kaas-local: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Error> {
+    let repository = Repository::find()?;
+    let cache = Cache::find()?;
+    let state = match arguments.state.is_absolute() {
+        true => State::at(arguments.state)?,
+        false => State::at(repository.root().join(arguments.state))?,
+    };
+    match arguments.command {
+        Command::Up { bare: true, .. } => journey::up(&repository, &cache, &state, Operator::None),
+        Command::Up { operator: Some(binary), .. } => {
+            journey::up(&repository, &cache, &state, Operator::Binary(binary))
+        }
+        Command::Up { .. } => journey::up(&repository, &cache, &state, Operator::Build),
+        Command::Down => journey::down(&state),
+        Command::Build => journey::build(&repository, &cache),
+        Command::Status => journey::status(&state),
+        Command::Test => suite::run(&repository, &cache),
+        Command::Bench { quick, operator } => {
+            let plan = if quick { Plan::quick() } else { Plan::full() };
+            bench::run(&repository, &cache, operator, &plan)
+        }
+        Command::E2e { operator } => journey::e2e(&repository, &cache, operator),
+    }
+}

@@ -1,0 +1,90 @@
+//! A whole local cluster of its own: up, a volume bound, half of it killed, up again on the same data, down
+//! after more kills, and the machine looks as before.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test states its expectations bluntly")]
+
+use std::process::Command;
+use std::time::Duration;
+
+use kaas_e2e::cluster::{Cluster, Spec};
+use kaas_e2e::compile;
+use kaas_e2e::footprint::Footprint;
+use kaas_e2e::layout::{Cache, Repository, State};
+use kaas_e2e::prerequisite;
+
+const CLAIM: &str = r#"
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: claim, namespace: default}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 16Mi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: writer, namespace: default}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: writer
+      image: kaas.local/busybox:1
+      command: [sh, -c, "echo kept >> /data/file; sleep 3600"]
+      volumeMounts: [{name: data, mountPath: /data}]
+  volumes: [{name: data, persistentVolumeClaim: {claimName: claim}}]
+"#;
+
+/// Takes the cluster down also when the test fails.
+struct Guard(State);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = Cluster::remove(&self.0);
+    }
+}
+
+fn kill(state: &State, program: &str) {
+    let record = std::fs::read(state.root().join("cluster.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let pid = record["daemons"][program]["pid"].as_i64().unwrap().to_string();
+    assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+}
+
+#[test]
+fn comes_up_heals_and_leaves_nothing() {
+    let (repository, cache) = (Repository::find().unwrap(), Cache::find().unwrap());
+    prerequisite::ensure(&repository, &cache).unwrap();
+    let toolbox = compile::build_all(&repository, &cache, false).unwrap().toolbox;
+    let scratch = tempfile::Builder::new().prefix("kaas local ").tempdir().unwrap();
+    let state = State::at(scratch.path().join("state")).unwrap();
+    let before = Footprint::take(state.root()).unwrap();
+    let guard = Guard(state.clone());
+    let start =
+        || Cluster::start(Spec { state: state.clone(), toolbox: toolbox.clone(), operator: None }, &cache);
+
+    let cluster = start().unwrap();
+    let kubectl = cluster.kubectl().unwrap();
+    let running = |object: &serde_json::Value| match object["status"]["phase"].as_str() {
+        Some("Running") => Ok(()),
+        other => Err(format!("phase {other:?}")),
+    };
+    kubectl.apply(CLAIM).unwrap();
+    let minute = Duration::from_secs(60);
+    kubectl.await_object("the writer", &["get", "pod", "writer"], minute, running).unwrap();
+    drop(cluster);
+
+    for program in ["etcd", "kube-apiserver", "kubelet", "containerd"] {
+        kill(&state, program);
+    }
+    let cluster = start().unwrap();
+    let kept = kubectl.run(&["exec", "writer", "--", "cat", "/data/file"]).unwrap();
+    assert_eq!(kept, "kept\n", "the pod has lived through the death of its node's daemons");
+    drop(cluster);
+
+    kill(&state, "kubelet");
+    kill(&state, "kube-controller-manager");
+    std::fs::write(state.root().join("cluster.json"), "half a rec").unwrap();
+    Cluster::remove(&state).unwrap();
+    assert_eq!(Cluster::remains(&state).unwrap(), Vec::<String>::new());
+    Cluster::remove(&state).unwrap();
+    drop(guard);
+    let after = Footprint::take(state.root()).unwrap();
+    assert_eq!(after.difference(&before), Vec::<String>::new());
+}

@@ -1,0 +1,223 @@
+//! API servers: their Deployment, the Service that is the tenant's endpoint, who may ask without credentials, their
+//! disruption budget.
+
+use kaas_crds::name::component::KUBE_APISERVER;
+use kaas_crds::tenant_cluster::EndpointType;
+use serde_json::json;
+
+use super::etcd::{budget_spec, etcd_client_url};
+use super::pod::{Container, Pod, Probes, Resources, field_variable, key_file, key_mount, key_volume};
+use super::{FRONT_PROXY_CLIENT, Inputs, selector};
+use crate::endpoint::PORT;
+use crate::key_material::AUTHORITY_SECRET;
+use crate::object::{Kind, Object};
+
+/// After a SIGTERM a server is not ready but serves on for so long: the time for proxies and balancers to take it
+/// out, for reused connections to be moved, and for exec and log streams to end by themselves.
+const SHUTDOWN_DELAY_SECONDS: u32 = 10;
+/// The longest a request may take; those under way at the end of the delay are waited for.
+const REQUEST_TIMEOUT_SECONDS: u32 = 60;
+/// Watches end one after the other in this time, instead of all at once.
+const WATCH_GRACE_SECONDS: u32 = 5;
+/// Margin over both before the kubelet kills. A server without requests in flight is gone much sooner.
+const GRACE_SECONDS: u32 = SHUTDOWN_DELAY_SECONDS + REQUEST_TIMEOUT_SECONDS + 5;
+
+/// ConfigMap with the authentication configuration.
+const CONFIGURATION: &str = "kube-apiserver";
+const CONFIGURATION_DIRECTORY: &str = "/etc/kubernetes/config";
+const AUTHENTICATION_FILE: &str = "authentication.yaml";
+
+/// The API servers.
+pub(super) fn deployment(inputs: &Inputs<'_>) -> Object {
+    let pod = Pod {
+        component: KUBE_APISERVER,
+        containers: vec![container(inputs)],
+        volumes: vec![
+            key_volume(
+                "pki",
+                &[
+                    (
+                        AUTHORITY_SECRET,
+                        &[
+                            "cluster-ca.crt",
+                            "etcd-ca.crt",
+                            "front-proxy-ca.crt",
+                            "service-account.key",
+                            "service-account.pub",
+                        ],
+                    ),
+                    (
+                        KUBE_APISERVER,
+                        &[
+                            "tls.crt",
+                            "tls.key",
+                            "kubelet-client.crt",
+                            "kubelet-client.key",
+                            "etcd-client.crt",
+                            "etcd-client.key",
+                            "front-proxy-client.crt",
+                            "front-proxy-client.key",
+                        ],
+                    ),
+                ],
+            ),
+            json!({"name": "config", "configMap": {"name": CONFIGURATION}}),
+        ],
+        grace_seconds: GRACE_SECONDS,
+        template_label: Some("pod-template-hash"),
+    };
+    inputs.object(
+        Kind::Deployment,
+        KUBE_APISERVER,
+        KUBE_APISERVER,
+        json!({"spec": {
+            "replicas": inputs.spec.control_plane.replicas,
+            // The way back is a stored revision of ours, not an old ReplicaSet.
+            "revisionHistoryLimit": 0,
+            "selector": {"matchLabels": selector(KUBE_APISERVER)},
+            // A new server is ready before an old one goes, with one replica too.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": pod.template(inputs),
+        }}),
+    )
+}
+
+fn container(inputs: &Inputs<'_>) -> Container {
+    Container {
+        name: KUBE_APISERVER,
+        image: inputs.platform.image(&inputs.release.images.kube_apiserver),
+        command: command(inputs),
+        environment: vec![field_variable("POD_IP", "status.podIP")],
+        ports: vec![("https", PORT)],
+        probes: Probes {
+            port: PORT,
+            scheme: "HTTPS",
+            // Without etcd: a restart of all API servers is no cure for etcd, and makes its return slower.
+            alive: "/livez?exclude=etcd",
+            // Its hooks wait for etcd; after a minute without it the server ends by itself.
+            start_seconds: 300,
+            ready: "/readyz",
+            // 10 to 20 s: longer than a restart of the only etcd member (up to 7 s, and 3 s until it is dialled again).
+            // A server that ends or dies is taken out of the Service by that, not by this probe.
+            ready_failures: 10,
+        },
+        // Seen at rest: 263-283 MiB, 2-3 % of a core.
+        request: Resources { cpu: "25m", memory: "288Mi" },
+        memory_limit: "4Gi",
+        mounts: vec![
+            key_mount("pki"),
+            json!({"name": "config", "mountPath": CONFIGURATION_DIRECTORY, "readOnly": true}),
+        ],
+    }
+}
+
+fn command(inputs: &Inputs<'_>) -> Vec<String> {
+    let flag = |name: &str, value: &str| format!("--{name}={value}");
+    let seconds = |name: &str, value: u32| format!("--{name}={value}s");
+    let network = &inputs.spec.network;
+    let issuer = format!("https://kubernetes.default.svc.{}", network.domain);
+    let etcd: Vec<String> =
+        (0..inputs.spec.etcd.replicas).map(|index| etcd_client_url(inputs.tenant, index)).collect();
+    vec![
+        KUBE_APISERVER.to_owned(),
+        flag("secure-port", &PORT.to_string()),
+        // Otherwise looked for along the default route, which not every pod network has. Nobody dials it.
+        flag("advertise-address", "$(POD_IP)"),
+        flag("tls-cert-file", &key_file("tls.crt")),
+        flag("tls-private-key-file", &key_file("tls.key")),
+        // Data. All members are named: when one stops the others are used without a failed request.
+        flag("etcd-servers", &etcd.join(",")),
+        flag("etcd-cafile", &key_file("etcd-ca.crt")),
+        flag("etcd-certfile", &key_file("etcd-client.crt")),
+        flag("etcd-keyfile", &key_file("etcd-client.key")),
+        // Who asks.
+        flag("client-ca-file", &key_file("cluster-ca.crt")),
+        flag("authentication-config", &format!("{CONFIGURATION_DIRECTORY}/{AUTHENTICATION_FILE}")),
+        flag("enable-bootstrap-token-auth", "true"),
+        flag("service-account-issuer", &issuer),
+        // Otherwise it would name the address of one pod.
+        flag("service-account-jwks-uri", &format!("{issuer}/openid/v1/jwks")),
+        flag("service-account-key-file", &key_file("service-account.pub")),
+        flag("service-account-signing-key-file", &key_file("service-account.key")),
+        flag("requestheader-client-ca-file", &key_file("front-proxy-ca.crt")),
+        flag("requestheader-allowed-names", FRONT_PROXY_CLIENT),
+        flag("requestheader-username-headers", "X-Remote-User"),
+        flag("requestheader-group-headers", "X-Remote-Group"),
+        flag("requestheader-extra-headers-prefix", "X-Remote-Extra-"),
+        flag("proxy-client-cert-file", &key_file("front-proxy-client.crt")),
+        flag("proxy-client-key-file", &key_file("front-proxy-client.key")),
+        // Who may.
+        flag("authorization-mode", "Node,RBAC"),
+        flag("enable-admission-plugins", "NodeRestriction"),
+        flag("allow-privileged", "true"),
+        // Networks and workers.
+        flag("service-cluster-ip-range", &network.service_cidr),
+        // With the default one, servers behind one address share one lease, and each shutdown empties the tenant's
+        // `kubernetes` Service for up to 10 s. The operator writes that Service's EndpointSlice.
+        flag("endpoint-reconciler-type", "none"),
+        flag("kubelet-client-certificate", &key_file("kubelet-client.crt")),
+        flag("kubelet-client-key", &key_file("kubelet-client.key")),
+        flag("kubelet-certificate-authority", &key_file("cluster-ca.crt")),
+        flag("kubelet-preferred-address-types", "InternalIP,Hostname"),
+        // How it ends, and how a roll goes unseen.
+        seconds("request-timeout", REQUEST_TIMEOUT_SECONDS),
+        seconds("shutdown-delay-duration", SHUTDOWN_DELAY_SECONDS),
+        seconds("shutdown-watch-termination-grace-period", WATCH_GRACE_SECONDS),
+        // Without it an old server with open watches stays until it is killed.
+        flag("shutdown-send-retry-after", "true"),
+        // HTTP/2 connections live for ever and would be cut at the end of the delay; this moves them in time, the
+        // busy ones first. It is the same for one replica (a roll has two servers then as well), so that scaling
+        // restarts nothing. One request in fifty, the most that there is; it costs one handshake, no request.
+        flag("goaway-chance", "0.02"),
+        // Does nothing without --peer-ca-file but write a lease for ever.
+        flag("feature-gates", "UnknownVersionInteroperabilityProxy=false"),
+        flag("profiling", "false"),
+    ]
+}
+
+/// Who may ask without credentials: probes, and those who join a cluster by token and look for its `cluster-info`.
+/// Whatever a tenant binds to `system:anonymous` reaches nothing else.
+const AUTHENTICATION: &str = "\
+apiVersion: apiserver.config.k8s.io/v1
+kind: AuthenticationConfiguration
+anonymous:
+  enabled: true
+  conditions:
+  - path: /livez
+  - path: /readyz
+  - path: /healthz
+  - path: /api/v1/namespaces/kube-public/configmaps/cluster-info
+";
+
+/// The configuration that API servers read when they start.
+pub(super) fn authentication(inputs: &Inputs<'_>) -> Object {
+    let content = json!({"data": {AUTHENTICATION_FILE: AUTHENTICATION}});
+    inputs.object(Kind::ConfigMap, CONFIGURATION, KUBE_APISERVER, content)
+}
+
+/// The endpoint.
+pub(super) fn service(inputs: &Inputs<'_>) -> Object {
+    let endpoint = &inputs.spec.control_plane.endpoint;
+    let mut port = json!({"name": "https", "port": PORT, "targetPort": PORT, "protocol": "TCP"});
+    let asked = endpoint.node_port.as_ref().and_then(|settings| settings.port);
+    if let (Some(port), Some(number), EndpointType::NodePort) = (port.as_object_mut(), asked, endpoint.kind) {
+        port.insert("nodePort".into(), number.into());
+    }
+    let mut spec = json!({"type": endpoint.kind, "selector": selector(KUBE_APISERVER), "ports": [port]});
+    if let Some(spec) = spec.as_object_mut()
+        && endpoint.kind != EndpointType::ClusterIP
+    {
+        // Every node answers, so that a balancer need not find out during a roll which of them have a server.
+        spec.insert("externalTrafficPolicy".into(), "Cluster".into());
+    }
+    inputs.object(Kind::Service, KUBE_APISERVER, KUBE_APISERVER, json!({"spec": spec}))
+}
+
+/// One server at a time, from two on; with one replica a drain must be able to move it. One that is not ready serves
+/// nobody and may always go (`AlwaysAllow`): a server that cannot start must not block a drain.
+pub(super) fn budget(inputs: &Inputs<'_>) -> Option<Object> {
+    (inputs.spec.control_plane.replicas >= 2).then(|| {
+        let spec = budget_spec(KUBE_APISERVER, "AlwaysAllow");
+        inputs.object(Kind::PodDisruptionBudget, KUBE_APISERVER, KUBE_APISERVER, json!({"spec": spec}))
+    })
+}

@@ -1,0 +1,60 @@
+//! Objects inside the tenant's own cluster: the admins' rights, and where its `kubernetes` Service leads.
+
+use std::net::IpAddr;
+
+use kaas_crds::name::{ADMIN_GROUP, MANAGED_BY, MANAGED_BY_LABEL};
+use serde_json::json;
+
+use super::Inputs;
+use crate::object::{Kind, Object, Reference};
+
+/// Name and namespace of the Service that every cluster has for its own API.
+const SERVICE: (&str, &str) = ("default", "kubernetes");
+/// Name of the port, as API servers name it.
+const PORT_NAME: &str = "https";
+
+/// What the operator keeps inside a tenant, when its API is reached at this address.
+///
+/// Conformance wants both an EndpointSlice and an Endpoints object. Neither is touched by the tenant's controllers:
+/// the Service has no selector, the slice is not of the mirroring controller, and the Endpoints object says that it
+/// is not to be mirrored.
+pub fn tenant_objects(_inputs: &Inputs<'_>, address: IpAddr, port: u16) -> Vec<Object> {
+    let (namespace, service) = SERVICE;
+    let address_type = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    vec![
+        Object::new(
+            Reference::cluster(Kind::ClusterRoleBinding, ADMIN_GROUP),
+            json!({
+                "metadata": {"labels": {MANAGED_BY_LABEL: MANAGED_BY}},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": ADMIN_GROUP}],
+            }),
+        ),
+        Object::new(
+            Reference::namespaced(Kind::EndpointSlice, namespace, service),
+            json!({
+                "metadata": {"labels": {
+                    MANAGED_BY_LABEL: MANAGED_BY,
+                    "endpointslice.kubernetes.io/managed-by": MANAGED_BY,
+                    "kubernetes.io/service-name": service,
+                }},
+                "addressType": address_type,
+                "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+                "ports": [{"name": PORT_NAME, "port": port, "protocol": "TCP"}],
+            }),
+        ),
+        Object::new(
+            Reference::namespaced(Kind::Endpoints, namespace, service),
+            json!({
+                "metadata": {"labels": {
+                    MANAGED_BY_LABEL: MANAGED_BY,
+                    "endpointslice.kubernetes.io/skip-mirror": "true",
+                }},
+                "subsets": [{
+                    "addresses": [{"ip": address}],
+                    "ports": [{"name": PORT_NAME, "port": port, "protocol": "TCP"}],
+                }],
+            }),
+        ),
+    ]
+}

@@ -1,0 +1,101 @@
+//! NetworkPolicies of a control-plane namespace: nobody reaches anybody, but for what is written here.
+//!
+//! Probes need no rule: traffic from the node that a pod runs on is always allowed. API servers have no way to
+//! workers, webhooks or aggregated APIs: there are no workers that could run them.
+
+use kaas_crds::name::component::{ETCD, KUBE_APISERVER, KUBE_CONTROLLERS};
+use serde_json::{Value, json};
+
+use super::etcd::{CLIENT_PORT, PEER_PORT};
+use super::{Inputs, selector};
+use crate::endpoint::PORT;
+use crate::object::{Kind, Object};
+
+/// Label that Kubernetes itself sets on every namespace.
+const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+/// Where NodeLocal DNSCache listens on every node that has it.
+const NODE_LOCAL_DNS: &str = "169.254.20.10/32";
+
+/// All policies of the namespace.
+pub(super) fn policies(inputs: &Inputs<'_>) -> Vec<Object> {
+    let operator = &inputs.platform.operator_namespace;
+    let mut etcd_clients = vec![pods(ETCD), pods(KUBE_APISERVER)];
+    // An empty name must not become a peer that selects more than meant.
+    if !operator.is_empty() {
+        etcd_clients.push(json!({"namespaceSelector": {"matchLabels": {NAMESPACE_NAME_LABEL: operator}}}));
+    }
+    vec![
+        policy(
+            inputs,
+            "deny",
+            "control-plane",
+            json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}),
+        ),
+        policy(
+            inputs,
+            ETCD,
+            ETCD,
+            json!({
+                "podSelector": {"matchLabels": selector(ETCD)},
+                "policyTypes": ["Ingress", "Egress"],
+                "ingress": [
+                    {"from": etcd_clients, "ports": [tcp(CLIENT_PORT)]},
+                    {"from": [pods(ETCD)], "ports": [tcp(PEER_PORT)]},
+                ],
+                "egress": [
+                    {"to": [pods(ETCD)], "ports": [tcp(CLIENT_PORT), tcp(PEER_PORT)]},
+                    dns(),
+                ],
+            }),
+        ),
+        policy(
+            inputs,
+            KUBE_APISERVER,
+            KUBE_APISERVER,
+            json!({
+                "podSelector": {"matchLabels": selector(KUBE_APISERVER)},
+                "policyTypes": ["Ingress", "Egress"],
+                // It is the endpoint: clients, workers and the operator come from anywhere and show who they are.
+                "ingress": [{"ports": [tcp(PORT)]}],
+                "egress": [{"to": [pods(ETCD)], "ports": [tcp(CLIENT_PORT)]}, dns()],
+            }),
+        ),
+        policy(
+            inputs,
+            KUBE_CONTROLLERS,
+            KUBE_CONTROLLERS,
+            json!({
+                "podSelector": {"matchLabels": selector(KUBE_CONTROLLERS)},
+                "policyTypes": ["Ingress", "Egress"],
+                "egress": [{"to": [pods(KUBE_APISERVER)], "ports": [tcp(PORT)]}, dns()],
+            }),
+        ),
+    ]
+}
+
+fn policy(inputs: &Inputs<'_>, name: &str, component: &str, spec: Value) -> Object {
+    inputs.object(Kind::NetworkPolicy, name, component, json!({"spec": spec}))
+}
+
+/// Pods of a component of the same namespace.
+fn pods(component: &str) -> Value {
+    json!({"podSelector": {"matchLabels": selector(component)}})
+}
+
+fn tcp(port: u16) -> Value {
+    json!({"protocol": "TCP", "port": port})
+}
+
+/// The management cluster's DNS: by the labels that every distribution keeps, and through the cache on the node.
+fn dns() -> Value {
+    json!({
+        "to": [
+            {
+                "namespaceSelector": {"matchLabels": {NAMESPACE_NAME_LABEL: "kube-system"}},
+                "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+            },
+            {"ipBlock": {"cidr": NODE_LOCAL_DNS}},
+        ],
+        "ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}],
+    })
+}

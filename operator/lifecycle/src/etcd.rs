@@ -1,0 +1,348 @@
+//! etcd: what its members should be, what may be done to one of them now, and when its data is not the data it was.
+//!
+//! The StatefulSet never restarts a member by itself (`OnDelete`); members are restarted here, one at a time, only
+//! while all the others are well, and the leader last.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+
+use kaas_crds::name::component;
+
+use crate::action::{Action, EtcdOrder};
+use crate::desired::{EtcdBootstrap, EtcdIdentity, SEVERAL_ELECTION_TIMEOUT, etcd_member_name, etcd_peer_url};
+use crate::object::{Kind, Reference};
+use crate::observed::{Member, Observed, Pod};
+
+/// ConfigMap that members start from.
+pub const BOOTSTRAP: &str = "etcd-bootstrap";
+/// ConfigMap that remembers whose data it is: the cluster ID, and the volume of each member that was seen well.
+/// Tenants cannot reach it. It is made when all members are well for the first time.
+pub const IDENTITY: &str = "etcd-identity";
+/// Key of the remembered cluster ID.
+pub const CLUSTER_ID_KEY: &str = "cluster-id";
+/// Key of what makes a member without data join instead of founding a cluster; a variable of that name in pods.
+pub const STATE_KEY: &str = "ETCD_INITIAL_CLUSTER_STATE";
+
+/// Grace period of a member: its log is synced at every write, so that nothing is gained by waiting for clients'
+/// watches, which never end (etcd holds its listener closed for 5 s + 2 x election timeout while it waits).
+pub const GRACE_SECONDS: u32 = 1;
+
+/// How the members stand, in one word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Nothing was heard.
+    Unknown,
+    /// Every member serves.
+    Healthy,
+    /// These do not, the rest is a quorum.
+    Degraded(Vec<String>),
+    /// So many of so many serve: not a quorum.
+    NoQuorum(usize, usize),
+    /// An alarm is raised.
+    Alarm(Vec<String>),
+    /// The data is not the data that was there before.
+    DataLost(String),
+}
+
+/// Judges the members. A learner that still catches up is no patient.
+pub fn health(observed: &Observed) -> Health {
+    if let Some(lost) = data_lost(observed) {
+        return Health::DataLost(lost);
+    }
+    let Some(etcd) = &observed.etcd else { return Health::Unknown };
+    let voters = etcd.members.iter().filter(|member| !member.learner).count();
+    let healthy = etcd.members.iter().filter(|member| !member.learner && member.healthy).count();
+    if healthy < quorum(voters) || etcd.leader == 0 {
+        return Health::NoQuorum(healthy, voters);
+    }
+    if !etcd.alarms.is_empty() {
+        return Health::Alarm(etcd.alarms.clone());
+    }
+    let unwell: Vec<String> = etcd
+        .members
+        .iter()
+        .filter(|member| !member.healthy && !member.learner)
+        .map(|member| member_name(member).unwrap_or_else(|| format!("{:x}", member.id)))
+        .collect();
+    if unwell.is_empty() { Health::Healthy } else { Health::Degraded(unwell) }
+}
+
+/// The smallest majority.
+pub fn quorum(voters: usize) -> usize {
+    voters / 2 + 1
+}
+
+/// Why the data that is there cannot be the data that was: another cluster answers, or so many members came back on
+/// new volumes that no quorum holds the old data.
+fn data_lost(observed: &Observed) -> Option<String> {
+    let was = remembered(observed, CLUSTER_ID_KEY)?;
+    if let Some(etcd) = &observed.etcd {
+        let is = &etcd.cluster_id;
+        if is != was && !is.is_empty() {
+            return Some(format!("etcd answers as cluster {is}, the data of this TenantCluster was in cluster {was}"));
+        }
+        if etcd.leader != 0 {
+            return None;
+        }
+    }
+    let volumes = remembered_volumes(observed);
+    let kept = volumes.iter().filter(|(name, _)| !on_new_volume(observed, name)).count();
+    let lost: Vec<&str> = volumes.keys().copied().filter(|name| on_new_volume(observed, name)).collect();
+    (kept < quorum(volumes.len())).then(|| {
+        format!("{} came back on new volumes without the data, {kept} of {} members still have it", lost.join(", "), volumes.len())
+    })
+}
+
+fn remembered<'a>(observed: &'a Observed, key: &str) -> Option<&'a str> {
+    observed.live(Kind::ConfigMap, IDENTITY).and_then(|live| live.get("/data")?.get(key)?.as_str()).filter(|id| !id.is_empty())
+}
+
+/// Members that were seen well, and the volume that each had then.
+fn remembered_volumes(observed: &Observed) -> BTreeMap<&str, &str> {
+    let data = observed.live(Kind::ConfigMap, IDENTITY).and_then(|live| live.get("/data")?.as_object());
+    data.into_iter()
+        .flatten()
+        .filter(|(key, _)| index_of(key).is_some())
+        .filter_map(|(key, volume)| Some((key.as_str(), volume.as_str()?)))
+        .collect()
+}
+
+/// What a member's data is on: its claim, or without one the pod itself.
+fn volume<'a>(observed: &'a Observed, member: &str) -> Option<&'a str> {
+    match &observed.cluster.spec.etcd.storage.persistent {
+        Some(_) => observed.live(Kind::PersistentVolumeClaim, &format!("data-{member}")).map(|claim| claim.uid.as_str()),
+        None => observed.pods_of(component::ETCD).find(|pod| pod.name == member).map(|pod| pod.uid.as_str()),
+    }
+}
+
+/// Whether a member is known to have lost its data: it had another volume when it was last well.
+fn on_new_volume(observed: &Observed, member: &str) -> bool {
+    match (remembered_volumes(observed).get(member), volume(observed, member)) {
+        (Some(was), Some(is)) => *was != is,
+        _ => false,
+    }
+}
+
+/// What is to be remembered: made once all members are well, and again when one got a new volume and is well on it.
+pub fn identity(observed: &Observed) -> Option<EtcdIdentity> {
+    seen_well(observed).or_else(|| {
+        let volumes = remembered_volumes(observed).into_iter();
+        let volumes = volumes.map(|(name, volume)| (name.to_owned(), volume.to_owned())).collect();
+        Some(EtcdIdentity { cluster_id: remembered(observed, CLUSTER_ID_KEY)?.to_owned(), volumes })
+    })
+}
+
+fn seen_well(observed: &Observed) -> Option<EtcdIdentity> {
+    let etcd = observed.etcd.as_ref()?;
+    let voting = etcd.members.iter().all(|member| !member.learner);
+    if !voting || health(observed) != Health::Healthy {
+        return None;
+    }
+    let volumes = etcd.members.iter().map(|member| {
+        let name = member_name(member)?;
+        let volume = volume(observed, &name)?.to_owned();
+        Some((name, volume))
+    });
+    Some(EtcdIdentity { cluster_id: etcd.cluster_id.clone(), volumes: volumes.collect::<Option<_>>()? })
+}
+
+/// What members start from: who the members are, the one that is about to be added included.
+pub fn bootstrap(observed: &Observed) -> EtcdBootstrap {
+    let mut members = members(observed);
+    if let Some(Step::Add(index)) = next_step(observed) {
+        members.insert(index);
+    }
+    EtcdBootstrap { members: members.into_iter().map(etcd_member_name).collect() }
+}
+
+/// Whether members have the timings of a lone one. Once they had those of several they keep them: a restart only to
+/// start faster one day would be a poor trade.
+pub fn alone(observed: &Observed) -> bool {
+    let several = observed
+        .live(Kind::StatefulSet, component::ETCD)
+        .is_some_and(|set| set.content.to_string().contains(SEVERAL_ELECTION_TIMEOUT));
+    observed.cluster.spec.etcd.replicas == 1 && !several
+}
+
+/// Indices of the members that etcd knows, or of those that found the cluster while it is not known.
+pub fn members(observed: &Observed) -> BTreeSet<i32> {
+    let known: Option<BTreeSet<i32>> =
+        observed.etcd.as_ref().map(|etcd| etcd.members.iter().filter_map(|member| index_of(&member_name(member)?)).collect());
+    let established = remembered(observed, CLUSTER_ID_KEY).is_some();
+    match known.filter(|known| established && !known.is_empty()) {
+        Some(known) => known,
+        // Not heard from now: what was remembered is the best guess, and nothing is done on a guess.
+        None if established => remembered_volumes(observed).keys().filter_map(|name| index_of(name)).collect(),
+        None => (0..observed.cluster.spec.etcd.replicas).collect(),
+    }
+}
+
+/// How many pods the StatefulSet should have now: one for each member, learners included.
+pub fn replicas(observed: &Observed) -> i32 {
+    members(observed).last().map_or(observed.cluster.spec.etcd.replicas, |last| last.saturating_add(1))
+}
+
+/// A member's name: its own, or before its first start the one that its address says.
+fn member_name(member: &Member) -> Option<String> {
+    if !member.name.is_empty() {
+        return Some(member.name.clone());
+    }
+    let host = member.peer_urls.first()?.strip_prefix("https://")?;
+    host.split('.').next().map(str::to_owned)
+}
+
+fn index_of(name: &str) -> Option<i32> {
+    name.strip_prefix(component::ETCD)?.strip_prefix('-')?.parse().ok()
+}
+
+/// A change of the membership. One at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A member with this index joins as a learner.
+    Add(i32),
+    /// The learner of this name catches up, and votes once it has.
+    Promote(String, u64),
+    /// This member leaves; the leadership goes first, to that one.
+    Remove(String, u64, Option<u64>),
+    /// This member lost its data: it leaves, and joins again as a learner.
+    Replace(String, u64),
+    /// A member that left has its old volume still: it goes before the member joins again.
+    Clear(String),
+}
+
+/// The next change of the membership, if one is due and safe now: only while a quorum is well before and after it.
+pub fn next_step(observed: &Observed) -> Option<Step> {
+    remembered(observed, CLUSTER_ID_KEY)?;
+    let etcd = observed.etcd.as_ref()?;
+    let health = health(observed);
+    if let Some(learner) = etcd.members.iter().find(|member| member.learner) {
+        return Some(Step::Promote(member_name(learner)?, learner.id));
+    }
+    let voters = etcd.members.len();
+    if let Health::Degraded(unwell) = &health {
+        // A member that is merely away comes back by itself. One on a new volume cannot.
+        let patient = etcd.members.iter().find(|member| {
+            !member.healthy && member_name(member).is_some_and(|name| unwell.contains(&name) && on_new_volume(observed, &name))
+        })?;
+        let others = etcd.members.iter().filter(|member| member.healthy).count();
+        return (others >= quorum(voters.saturating_sub(1)) && voters > 1)
+            .then(|| member_name(patient).map(|name| Step::Replace(name, patient.id)))?;
+    }
+    let pods_well = observed.pods_of(component::ETCD).all(|pod| pod.ready && !pod.terminating);
+    let wanted = usize::try_from(observed.cluster.spec.etcd.replicas).ok()?;
+    if health != Health::Healthy {
+        return None;
+    }
+    match voters.cmp(&wanted) {
+        Ordering::Less => {
+            let members = members(observed);
+            let index = (0..observed.cluster.spec.etcd.replicas).find(|index| !members.contains(index))?;
+            let name = etcd_member_name(index);
+            match volume(observed, &name) {
+                // Its pod runs already, on an empty volume: it lost its data and left.
+                Some(_) if on_new_volume(observed, &name) => Some(Step::Add(index)),
+                Some(_) => Some(Step::Clear(name)),
+                None => pods_well.then_some(Step::Add(index)),
+            }
+        }
+        Ordering::Greater => {
+            let last = etcd.members.iter().max_by_key(|member| member_name(member).and_then(|name| index_of(&name)))?;
+            let heir = etcd.members.iter().find(|member| member.id != last.id).map(|member| member.id);
+            let leads = last.id == etcd.leader;
+            Some(Step::Remove(member_name(last)?, last.id, heir.filter(|_| leads)))
+        }
+        Ordering::Equal => None,
+    }
+}
+
+/// The actions of a step.
+pub fn actions(observed: &Observed, step: &Step) -> Vec<Action> {
+    let order = |order| vec![Action::Etcd(order)];
+    match step {
+        Step::Add(index) => order(EtcdOrder::AddLearner { peer_url: etcd_peer_url(&observed.tenant, *index) }),
+        Step::Promote(name, id) => {
+            // etcd itself refuses while the learner lags. A learner's pod is not ready before it votes.
+            let members = observed.etcd.iter().flat_map(|etcd| &etcd.members);
+            let up = members.filter(|member| member.id == *id).any(|member| member.healthy && member.name == *name);
+            if up { order(EtcdOrder::Promote { id: *id }) } else { Vec::new() }
+        }
+        Step::Remove(_, _, Some(heir)) => order(EtcdOrder::MoveLeader { to: *heir }),
+        Step::Remove(_, id, None) | Step::Replace(_, id) => order(EtcdOrder::Remove { id: *id }),
+        Step::Clear(name) => clear(observed, name),
+    }
+}
+
+/// Takes away what a member that left had its data on.
+fn clear(observed: &Observed, member: &str) -> Vec<Action> {
+    let home = observed.tenant.control_plane_namespace();
+    let claim = observed.live(Kind::PersistentVolumeClaim, &format!("data-{member}")).filter(|claim| !claim.terminating);
+    let claim = claim.map(|claim| Action::Delete {
+        reference: Reference::namespaced(Kind::PersistentVolumeClaim, &home, format!("data-{member}")),
+        uid: claim.uid.clone(),
+        grace: None,
+    });
+    let pod = observed.pods_of(component::ETCD).find(|pod| pod.name == member && !pod.terminating);
+    claim.into_iter().chain(pod.map(|pod| delete(observed, pod))).collect()
+}
+
+/// A sentence for status.
+pub fn tell(step: &Step) -> String {
+    match step {
+        Step::Add(index) => format!("{} is added as a learner", etcd_member_name(*index)),
+        Step::Promote(name, _) => format!("{name} catches up and is promoted"),
+        Step::Remove(name, _, None) => format!("{name} is removed"),
+        Step::Remove(name, _, Some(_)) => format!("the leadership moves away from {name}, which is removed next"),
+        Step::Replace(name, _) | Step::Clear(name) => format!("{name} lost its data and is replaced"),
+    }
+}
+
+/// Members that do not run what the StatefulSet says now.
+pub fn outdated(observed: &Observed) -> Vec<&Pod> {
+    let Some(set) = observed.live(Kind::StatefulSet, component::ETCD) else { return Vec::new() };
+    if set.count("/status/observedGeneration") < set.count("/metadata/generation") {
+        // The controller has not hashed the new template yet: nothing can be said about pods.
+        return Vec::new();
+    }
+    if observed.cluster.spec.etcd.storage.ephemeral.is_some() && members(observed).len() <= 1 {
+        // Restarting the only member would be the end of the data: it runs as it is until it is one of several.
+        return Vec::new();
+    }
+    let wanted = set.text("/status/updateRevision");
+    observed.pods_of(component::ETCD).filter(|pod| !wanted.is_empty() && pod.template_hash != wanted).collect()
+}
+
+/// The next member to restart, if one may be restarted now: first the leadership moves away, then the pod goes.
+pub fn restart(observed: &Observed) -> Option<Action> {
+    let outdated = outdated(observed);
+    let pods: Vec<&Pod> = observed.pods_of(component::ETCD).collect();
+    let (etcd, replicas) = (observed.etcd.as_ref()?, members(observed).len());
+    let whole = pods.len() == replicas && pods.iter().all(|pod| pod.ready && !pod.terminating);
+    if !whole {
+        // A pod that cannot even start takes nothing away when it is replaced.
+        let broken = outdated.iter().find(|pod| !pod.ready && !pod.terminating && pod.trouble.is_some())?;
+        let others_ready = pods.iter().filter(|pod| pod.uid != broken.uid).all(|pod| pod.ready && !pod.terminating);
+        return (others_ready && replicas > 1).then(|| delete(observed, broken));
+    }
+    if health(observed) != Health::Healthy {
+        return None;
+    }
+    let leader = etcd.members.iter().find(|member| member.id == etcd.leader).map(|member| member.name.as_str());
+    match outdated.iter().find(|pod| Some(pod.name.as_str()) != leader) {
+        Some(follower) => Some(delete(observed, follower)),
+        None => {
+            let pod = outdated.first()?;
+            match etcd.members.iter().find(|member| member.id != etcd.leader) {
+                Some(heir) => Some(Action::Etcd(EtcdOrder::MoveLeader { to: heir.id })),
+                None => Some(delete(observed, pod)),
+            }
+        }
+    }
+}
+
+fn delete(observed: &Observed, pod: &Pod) -> Action {
+    Action::Delete {
+        reference: Reference::namespaced(Kind::Pod, observed.tenant.control_plane_namespace(), &pod.name),
+        uid: pod.uid.clone(),
+        grace: Some(GRACE_SECONDS),
+    }
+}

@@ -1,0 +1,243 @@
+//! Facts: what was seen of one tenant cluster and when. Filled by the shell, read by every decision.
+//!
+//! Nothing here is inferred and nothing is remembered: a fact that could not be obtained is absent, and an absent
+//! fact never permits an action.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use kaas_crds::{KubernetesReleaseSpec, TenantCluster};
+use serde_json::Value;
+
+use crate::object::{Kind, Reference};
+use crate::tenant::{Platform, Tenant};
+
+/// Everything known about one tenant cluster at one moment.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The moment.
+    pub now: Timestamp,
+    /// What the platform set.
+    pub platform: Platform,
+    /// Who it is about.
+    pub tenant: Tenant,
+    /// The object as the API server has it.
+    pub cluster: TenantCluster,
+    /// The catalogue by version.
+    pub catalogue: BTreeMap<String, KubernetesReleaseSpec>,
+    /// The control-plane namespace, and namespaces of earlier objects with the same name.
+    pub namespaces: Vec<Namespace>,
+    /// Live objects of the control-plane namespace that carry our label; no Secrets, no Pods.
+    pub objects: BTreeMap<Reference, Live>,
+    /// Secrets of the control-plane namespace, by name, without a byte of key material.
+    pub secrets: BTreeMap<String, Secret>,
+    /// The Secret with the kubeconfig's name in the tenant's namespace.
+    pub kubeconfig: Option<Secret>,
+    /// Pods of the control plane.
+    pub pods: Vec<Pod>,
+    /// What etcd says; `None` when it was not asked or did not answer.
+    pub etcd: Option<Etcd>,
+    /// What the last requests through the endpoint gave.
+    pub probe: Option<Probe>,
+    /// Objects of ours inside the tenant; `None` when its API was not read.
+    pub inside: Option<BTreeMap<Reference, Live>>,
+}
+
+/// An object as the API server has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Live {
+    /// Its UID.
+    pub uid: String,
+    /// Its resourceVersion when it was read.
+    pub resource_version: String,
+    /// Whether its deletion has begun.
+    pub terminating: bool,
+    /// The whole document.
+    pub content: Value,
+}
+
+/// A namespace that belongs, or once belonged, to a tenant cluster of this name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// The tenant UID that it is keyed by.
+    pub tenant_uid: String,
+    /// The UID that the platform allows to take it over.
+    pub adopt_by: Option<String>,
+    /// Whether its deletion has begun.
+    pub terminating: bool,
+    /// What the namespace controller says still blocks the deletion, one sentence a cause.
+    pub remaining: Vec<String>,
+}
+
+/// A Secret, without its secrets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Secret {
+    /// Its UID.
+    pub uid: String,
+    /// Its resourceVersion when it was read.
+    pub resource_version: String,
+    /// UID of the controlling owner, if any.
+    pub owner_uid: Option<String>,
+    /// Its keys.
+    pub keys: BTreeSet<String>,
+    /// Certificates in it, by the part of the key before `.crt`; a kubeconfig's under `kubeconfig`.
+    pub certificates: BTreeMap<String, Certificate>,
+    /// The hash annotation that it was applied with.
+    pub applied_hash: Option<String>,
+    /// The server that a kubeconfig in it names.
+    pub kubeconfig_server: Option<String>,
+}
+
+/// What a certificate says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// Common name of the subject.
+    pub common_name: String,
+    /// Organizations of the subject: groups, to Kubernetes.
+    pub organizations: BTreeSet<String>,
+    /// DNS names.
+    pub dns_names: BTreeSet<String>,
+    /// IP addresses.
+    pub ip_addresses: BTreeSet<IpAddr>,
+    /// Valid from.
+    pub not_before: Timestamp,
+    /// Valid until.
+    pub not_after: Timestamp,
+    /// Whether the authority that should have signed it did (checked with its key, not its name).
+    pub signed: bool,
+}
+
+/// A pod of the control plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its component label.
+    pub component: String,
+    /// Hash of the template it was made from: `controller-revision-hash` or `pod-template-hash`.
+    pub template_hash: String,
+    /// Its Ready condition.
+    pub ready: bool,
+    /// Whether its deletion has begun.
+    pub terminating: bool,
+    /// Grace period of the deletion in seconds; zero while it is not being deleted.
+    pub grace: i64,
+    /// Why it does not run, as Kubernetes says it: a waiting reason, or that it cannot be scheduled.
+    pub trouble: Option<Trouble>,
+}
+
+/// Why a pod does not run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// Kubernetes' word, for example `ImagePullBackOff` or `Unschedulable`.
+    pub reason: String,
+    /// Kubernetes' sentence.
+    pub message: String,
+}
+
+/// What etcd says about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Etcd {
+    /// ID of the cluster, in hexadecimal. A different one than remembered is different data.
+    pub cluster_id: String,
+    /// ID of the leader; zero when there is none.
+    pub leader: u64,
+    /// Members as the membership list has them.
+    pub members: Vec<Member>,
+    /// Alarms raised, by name.
+    pub alarms: Vec<String>,
+}
+
+/// One member of etcd.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Member {
+    /// Its ID.
+    pub id: u64,
+    /// Its name; empty until it started for the first time.
+    pub name: String,
+    /// Its peer URLs.
+    pub peer_urls: Vec<String>,
+    /// Whether it cannot vote yet.
+    pub learner: bool,
+    /// Whether it answered a status request.
+    pub healthy: bool,
+    /// Raft index it has applied, when it answered.
+    pub applied: u64,
+}
+
+/// The last requests through the endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// When the last one ended.
+    pub at: Timestamp,
+    /// What it gave.
+    pub answer: Answer,
+}
+
+/// What a request through the endpoint gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It succeeded; the API server says this version of itself.
+    Serving {
+        /// `gitVersion` of the API server that answered.
+        version: String,
+    },
+    /// It failed.
+    Failed {
+        /// Since when requests fail without one success between.
+        since: Timestamp,
+        /// What went wrong, in a stable sentence.
+        message: String,
+    },
+}
+
+impl Observed {
+    /// The namespace that holds this tenant's control plane, if it exists.
+    pub fn own_namespace(&self) -> Option<&Namespace> {
+        self.namespaces.iter().find(|namespace| namespace.tenant_uid == self.tenant.uid)
+    }
+
+    /// A live object of the control-plane namespace.
+    pub fn live(&self, kind: Kind, name: &str) -> Option<&Live> {
+        self.objects.get(&Reference::namespaced(kind, self.tenant.control_plane_namespace(), name))
+    }
+
+    /// Pods of one component.
+    pub fn pods_of<'a>(&'a self, component: &'a str) -> impl Iterator<Item = &'a Pod> {
+        self.pods.iter().filter(move |pod| pod.component == component)
+    }
+
+    /// The last probe, if it is younger than this many seconds: older evidence is none.
+    pub fn fresh_probe(&self, seconds: i64) -> Option<&Probe> {
+        self.probe.as_ref().filter(|probe| self.now.duration_since(probe.at).as_secs() < seconds)
+    }
+
+    /// Whether the deletion of the TenantCluster has begun.
+    pub fn deleting(&self) -> bool {
+        self.cluster.metadata.deletion_timestamp.is_some()
+    }
+}
+
+impl Live {
+    /// A value of the document by JSON pointer.
+    pub fn get(&self, pointer: &str) -> Option<&Value> {
+        self.content.pointer(pointer)
+    }
+
+    /// A number of the document by JSON pointer; zero when absent, as Kubernetes omits zeros.
+    pub fn count(&self, pointer: &str) -> i64 {
+        self.get(pointer).and_then(Value::as_i64).unwrap_or(0)
+    }
+
+    /// A text of the document by JSON pointer; empty when absent.
+    pub fn text(&self, pointer: &str) -> &str {
+        self.get(pointer).and_then(Value::as_str).unwrap_or("")
+    }
+}

@@ -1,0 +1,284 @@
+//! The plan: from facts to the next guarded steps.
+//!
+//! Planning on a world that is already right yields no action. A plan reaches as far as the facts do; what depends
+//! on an answer of the API server (an assigned port, a pod that became ready) is planned when that answer is a fact.
+
+use jiff::{SignedDuration, Timestamp};
+use kaas_crds::name::{self, component};
+use serde_json::Value;
+
+use crate::action::{Action, Precondition};
+use crate::desired::{self, Inputs};
+use crate::difference::{covers, stamp};
+use crate::endpoint;
+use crate::etcd::{self, Health, Step};
+use crate::key_material;
+use crate::object::{Kind, Object, Reference};
+use crate::observed::{Answer, Observed, Pod};
+use crate::revision::{self, Choice};
+use crate::rollout;
+use crate::validated::{Problem, validate};
+
+/// What to do, in waves: everything of a wave may run at once, the next begins when it succeeded.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Actions in order of dependency.
+    pub waves: Vec<Vec<Action>>,
+    /// What stands in the way.
+    pub problems: Vec<Problem>,
+    /// What would be rendered now, if it differs from what is applied and nobody asked for it.
+    pub pending: Option<kaas_crds::status::Pending>,
+    /// When to look again although nothing happened.
+    pub wake_at: Option<Timestamp>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.waves.iter().all(Vec::is_empty)
+    }
+}
+
+/// Looks again so often although nothing happened: drift that no watch showed.
+const RESYNC: SignedDuration = SignedDuration::from_mins(10);
+/// Looks again so soon while a member joins: nothing tells that a learner has caught up.
+const AT_ONCE: SignedDuration = SignedDuration::from_secs(1);
+/// Looks again so soon while pods start or go.
+const SOON: SignedDuration = SignedDuration::from_secs(5);
+
+/// Plans the next steps for one tenant cluster.
+pub fn plan(observed: &Observed) -> Plan {
+    if observed.deleting() {
+        return plan_deletion(observed);
+    }
+    let (release, problems) = validate(observed);
+    let mut plan = Plan { problems, wake_at: wake(observed, RESYNC), ..Plan::default() };
+    if observed.cluster.spec.paused || plan.problems.iter().any(Problem::blocks_everything) {
+        return plan;
+    }
+    let inputs = release.map(|release| Inputs {
+        tenant: &observed.tenant,
+        spec: &observed.cluster.spec,
+        release,
+        platform: &observed.platform,
+        alone: etcd::alone(observed),
+    });
+    // Without a catalogue entry nothing new can be rendered; what is stored goes on being applied.
+    let choice = match &inputs {
+        Some(inputs) => Some(revision::choose(observed, desired::workloads(inputs))),
+        None => revision::current(observed).map(|revision| Choice { revision, store: false, pending: None }),
+    };
+    let Some(choice) = choice else { return plan };
+    plan.pending = choice.pending.clone();
+    plan.waves = vec![
+        finalizer(observed),
+        foundation(observed),
+        base(observed, inputs.as_ref(), &choice),
+        leaves(observed),
+        workloads(observed, &choice),
+        inside(observed, inputs.as_ref()),
+    ];
+    plan.waves.push(surplus(observed, inputs.as_ref()));
+    plan.waves.retain(|wave| !wave.is_empty());
+    if etcd::next_step(observed).is_some() {
+        plan.wake_at = wake(observed, AT_ONCE);
+    } else if !plan.is_empty() || rollout::unsettled(observed) {
+        plan.wake_at = wake(observed, SOON);
+    }
+    plan
+}
+
+fn wake(observed: &Observed, after: SignedDuration) -> Option<Timestamp> {
+    let next = observed.now.checked_add(after).ok()?;
+    let due = key_material::horizon(observed).map(|(due, _)| due).filter(|due| *due > observed.now);
+    Some(due.map_or(next, |due| due.min(next)))
+}
+
+fn finalizer(observed: &Observed) -> Vec<Action> {
+    let metadata = &observed.cluster.metadata;
+    let present = metadata.finalizers.iter().flatten().any(|finalizer| finalizer == name::FINALIZER);
+    if present {
+        return Vec::new();
+    }
+    vec![Action::AddFinalizer { resource_version: metadata.resource_version.clone().unwrap_or_default() }]
+}
+
+fn foundation(observed: &Observed) -> Vec<Action> {
+    match observed.own_namespace() {
+        None => {
+            vec![Action::Apply { object: desired::namespace(&observed.tenant), precondition: Precondition::Absent }]
+        }
+        Some(_) => Vec::new(),
+    }
+}
+
+fn surroundings(observed: &Observed, inputs: &Inputs<'_>) -> Vec<Object> {
+    desired::surroundings(inputs, &etcd::bootstrap(observed), etcd::identity(observed).as_ref())
+}
+
+/// Everything that pods refer to, and the revision that they are made from.
+fn base(observed: &Observed, inputs: Option<&Inputs<'_>>, choice: &Choice) -> Vec<Action> {
+    let surroundings = inputs.map(|inputs| surroundings(observed, inputs));
+    let revision = choice.store.then(|| revision::object(observed, &choice.revision));
+    let mut actions: Vec<Action> =
+        surroundings.into_iter().flatten().chain(revision).filter_map(|object| apply(observed, object)).collect();
+    actions.extend(key_material::due(observed).into_iter().filter(is_authority));
+    actions
+}
+
+fn leaves(observed: &Observed) -> Vec<Action> {
+    let leaves = key_material::due(observed).into_iter().filter(|action| !is_authority(action));
+    leaves.chain(key_material::due_kubeconfig(observed)).collect()
+}
+
+fn is_authority(action: &Action) -> bool {
+    matches!(action, Action::Issue(issue) if issue.reference.name == key_material::AUTHORITY_SECRET)
+}
+
+/// The pods. At first all at once: none of them waits for another. Later etcd first, then API servers, then their
+/// controllers: two of them changing together is how requests hang. Members come before API servers learn of them, and
+/// go after API servers forgot them.
+fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
+    if matches!(etcd::health(observed), Health::DataLost(_)) {
+        return Vec::new();
+    }
+    let step = etcd::next_step(observed);
+    let leaving = matches!(step, Some(Step::Remove(..)));
+    let joining = step.is_some() && !leaving;
+    let mut actions = Vec::new();
+    for object in &choice.revision.objects {
+        let component = object.reference.name.as_str();
+        let exists = observed.live(object.reference.kind, component).is_some();
+        // Its certificate waits for the Service's address; without it the pod would wait in a kubelet's back-off.
+        let without_certificate = component == component::KUBE_APISERVER && endpoint_unknown(observed);
+        let before_its_turn =
+            exists && component != component::ETCD && (joining || !rollout::settled_before(observed, component));
+        if !without_certificate && !before_its_turn {
+            actions.extend(apply(observed, with_members(observed, object.clone())));
+        }
+    }
+    if !actions.is_empty() {
+        return actions;
+    }
+    match step {
+        Some(step) if !leaving || rollout::settled(observed, component::KUBE_APISERVER) => {
+            etcd::actions(observed, &step)
+        }
+        Some(_) => Vec::new(),
+        None => etcd::restart(observed).into_iter().collect(),
+    }
+}
+
+/// The StatefulSet has as many pods as there are members now; the membership leads, the number of pods follows.
+fn with_members(observed: &Observed, mut object: Object) -> Object {
+    if object.reference.kind == Kind::StatefulSet
+        && let Some(replicas) = object.content.pointer_mut("/spec/replicas")
+    {
+        *replicas = etcd::replicas(observed).into();
+    }
+    object
+}
+
+fn endpoint_unknown(observed: &Observed) -> bool {
+    use kaas_crds::tenant_cluster::EndpointType::LoadBalancer;
+    observed.cluster.spec.control_plane.endpoint.kind != LoadBalancer && endpoint::host(observed).is_none()
+}
+
+/// Objects inside the tenant: once its API answers.
+fn inside(observed: &Observed, inputs: Option<&Inputs<'_>>) -> Vec<Action> {
+    let serving = matches!(observed.probe, Some(crate::observed::Probe { answer: Answer::Serving { .. }, .. }));
+    let (Some(inside), Some(inputs), true) = (&observed.inside, inputs, serving) else { return Vec::new() };
+    let Some(endpoint) = endpoint::endpoint(observed) else { return Vec::new() };
+    // A host name cannot stand in an EndpointSlice that kube-proxy reads.
+    let Ok(address) = endpoint.host.parse() else { return Vec::new() };
+    desired::tenant_objects(inputs, address, endpoint.port)
+        .into_iter()
+        .map(stamp)
+        .filter_map(|object| {
+            let live = inside.get(&object.reference);
+            difference(live.map(|live| (&live.content, live.resource_version.as_str())), object)
+        })
+        .map(|(object, precondition)| Action::ApplyInside { object, precondition })
+        .collect()
+}
+
+/// The objects inside the tenant that are ours to keep.
+pub fn inside_references() -> Vec<Reference> {
+    vec![
+        Reference::cluster(Kind::ClusterRoleBinding, name::ADMIN_GROUP),
+        Reference::namespaced(Kind::EndpointSlice, "default", "kubernetes"),
+        Reference::namespaced(Kind::Endpoints, "default", "kubernetes"),
+    ]
+}
+
+/// What was ours and is no longer wanted: a budget after scaling down, old revisions.
+fn surplus(observed: &Observed, inputs: Option<&Inputs<'_>>) -> Vec<Action> {
+    let Some(inputs) = inputs else { return Vec::new() };
+    let wanted: Vec<Reference> =
+        surroundings(observed, inputs).into_iter().map(|object| object.reference).collect();
+    let swept = [Kind::PodDisruptionBudget, Kind::NetworkPolicy, Kind::Service, Kind::ConfigMap];
+    let gone = observed
+        .objects
+        .iter()
+        .filter(|(reference, live)| {
+            swept.contains(&reference.kind) && !wanted.contains(reference) && !live.terminating
+        })
+        .map(|(reference, live)| (reference.clone(), live.uid.clone()));
+    gone.chain(revision::superseded(observed))
+        .map(|(reference, uid)| Action::Delete { reference, uid, grace: None })
+        .collect()
+}
+
+fn apply(observed: &Observed, object: Object) -> Option<Action> {
+    let object = stamp(object);
+    let live = observed.objects.get(&object.reference).map(|live| (&live.content, live.resource_version.as_str()));
+    difference(live, object).map(|(object, precondition)| Action::Apply { object, precondition })
+}
+
+fn difference(live: Option<(&Value, &str)>, object: Object) -> Option<(Object, Precondition)> {
+    match live {
+        None => Some((object, Precondition::Absent)),
+        Some((content, _)) if covers(content, &object.content) => None,
+        Some((_, version)) => Some((object, Precondition::Version(version.to_owned()))),
+    }
+}
+
+/// The end of a tenant: its pods, its namespace with everything in it, the kubeconfig, then the object itself.
+fn plan_deletion(observed: &Observed) -> Plan {
+    let metadata = &observed.cluster.metadata;
+    let ours = metadata.finalizers.iter().flatten().any(|finalizer| finalizer == name::FINALIZER);
+    let mut plan = Plan { wake_at: wake(observed, SOON), ..Plan::default() };
+    if !ours {
+        return plan;
+    }
+    let mut last = Vec::new();
+    if let Some(namespace) = observed.own_namespace() {
+        // First the namespace: in one that terminates nothing makes a pod again. Its controller waits five seconds
+        // before it looks, and half a pod's grace period when it then finds one: by then they are gone.
+        if !namespace.terminating {
+            plan.waves.push(vec![delete(Reference::cluster(Kind::Namespace, &namespace.name), &namespace.uid, None)]);
+        }
+        let lingering = |pod: &&Pod| !pod.terminating || pod.grace > i64::from(etcd::GRACE_SECONDS);
+        let pods = observed.pods.iter().filter(lingering).map(|pod| {
+            let reference = Reference::namespaced(Kind::Pod, &namespace.name, &pod.name);
+            delete(reference, &pod.uid, Some(etcd::GRACE_SECONDS))
+        });
+        plan.waves.push(pods.collect());
+    } else {
+        last.push(Action::RemoveFinalizer { resource_version: metadata.resource_version.clone().unwrap_or_default() });
+    }
+    if let Some(secret) = &observed.kubeconfig
+        && !key_material::kubeconfig_foreign(observed)
+    {
+        let name = name::kubeconfig_secret(&observed.tenant.name);
+        let reference = Reference::namespaced(Kind::Secret, &observed.tenant.namespace, name);
+        plan.waves.push(vec![delete(reference, &secret.uid, None)]);
+    }
+    plan.waves.push(last);
+    plan.waves.retain(|wave| !wave.is_empty());
+    plan
+}
+
+fn delete(reference: Reference, uid: &str, grace: Option<u32>) -> Action {
+    Action::Delete { reference, uid: uid.to_owned(), grace }
+}

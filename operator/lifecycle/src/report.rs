@@ -1,0 +1,459 @@
+//! The report: from facts, plan and outcome to status. It says what is, why, and who must act; it stores nothing
+//! that could be observed again, and it says the same thing twice in the same words, so that nothing is written twice.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kaas_crds::condition::{ConditionType, Reason};
+use kaas_crds::name::{self, component};
+use kaas_crds::status::{
+    ControlPlaneEndpoint, HISTORY_LIMIT, HistoryEntry, Operation, OperationType, Owner, SecretReference, TenantClusterStatus,
+    Waiting, Workers,
+};
+use kaas_crds::tenant_cluster::EndpointType;
+
+use crate::endpoint;
+use crate::etcd::{self, Health};
+use crate::key_material;
+use crate::observed::{Answer, Observed};
+use crate::plan::Plan;
+use crate::rollout::{self, Count};
+use crate::validated::Problem;
+
+/// Evidence of a request through the endpoint counts for so long, in seconds: two probes and their time-outs.
+const FRESH_SECONDS: i64 = 25;
+
+/// A deletion that takes no longer blames nobody.
+const PATIENCE_SECONDS: i64 = 120;
+
+/// A creation that takes no longer tells no details: three times what it takes on a small machine.
+const QUIET_SECONDS: i64 = 15;
+
+/// A request that failed, as execution reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// In one word.
+    pub reason: Reason,
+    /// What failed, and why.
+    pub message: String,
+    /// Whether it passes by itself.
+    pub transient: bool,
+}
+
+/// Status of a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Is {
+    True,
+    False,
+    Unknown,
+}
+
+/// A condition before it is compared with the last one of its type.
+struct Verdict {
+    kind: ConditionType,
+    is: Is,
+    reason: Reason,
+    message: String,
+}
+
+impl Verdict {
+    fn new(kind: ConditionType, is: Is, reason: Reason, message: impl Into<String>) -> Self {
+        Verdict { kind, is, reason, message: message.into() }
+    }
+}
+
+/// Whether a status is worth a write: it says something new, and not merely that a creation goes on as it should.
+/// While a control plane comes up its parts become well one after the other within a second or two; each turn would be
+/// a write that nobody reads.
+pub fn worth_writing(observed: &Observed, before: Option<&TenantClusterStatus>, after: &TenantClusterStatus) -> bool {
+    let Some(before) = before else { return true };
+    if before == after {
+        return false;
+    }
+    let creating = |status: &TenantClusterStatus| {
+        status.conditions.iter().any(|condition| {
+            condition.type_ == ConditionType::Ready.to_string() && condition.reason == Reason::Creating.as_str()
+        })
+    };
+    let born = observed.cluster.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0);
+    let young = observed.now.duration_since(born).as_secs() < QUIET_SECONDS;
+    let same_generation = before.observed_generation == after.observed_generation;
+    !(young && creating(before) && creating(after) && same_generation && !stalls(after))
+}
+
+fn stalls(status: &TenantClusterStatus) -> bool {
+    let kind = ConditionType::Stalled.to_string();
+    status.conditions.iter().any(|condition| condition.type_ == kind && condition.status == "True")
+}
+
+/// Derives the status.
+pub fn derive(observed: &Observed, plan: &Plan, failure: Option<&Failure>) -> TenantClusterStatus {
+    let before = observed.cluster.status.clone().unwrap_or_default();
+    let created = before.history.iter().any(|entry| entry.kind == OperationType::Create);
+    let verdicts = verdicts(observed, plan, failure, created);
+    let endpoint = endpoint::endpoint(observed);
+    let ready = verdicts.first().is_some_and(|verdict| verdict.is == Is::True);
+    let version = match &observed.probe {
+        Some(probe) => match &probe.answer {
+            Answer::Serving { version } => Some(version.clone()),
+            Answer::Failed { .. } => before.version.clone(),
+        },
+        None => before.version.clone(),
+    };
+    let busy = verdicts.iter().any(|verdict| verdict.kind == ConditionType::Reconciling && verdict.is == Is::True);
+    let operation = operation(observed, plan, &before, created, ready, busy);
+    let mut history = before.history.clone();
+    if let (Some(done), None) = (&before.operation, &operation)
+        && done.kind != OperationType::Delete
+    {
+        history.insert(0, finished(done, version.as_deref(), observed.now));
+        history.truncate(HISTORY_LIMIT);
+    } else if operation.is_none() && !created && ready {
+        let started_at = Time(observed.cluster.metadata.creation_timestamp.as_ref().map_or(observed.now, |time| time.0));
+        let done = Operation { kind: OperationType::Create, target: String::new(), step: String::new(), started_at, waiting: None };
+        history.insert(0, finished(&done, version.as_deref(), observed.now));
+        history.truncate(HISTORY_LIMIT);
+    }
+    TenantClusterStatus {
+        observed_generation: observed.cluster.metadata.generation,
+        version,
+        endpoint: endpoint.as_ref().map(endpoint::Endpoint::url),
+        control_plane_endpoint: endpoint
+            .map(|endpoint| ControlPlaneEndpoint { host: endpoint.host, port: i32::from(endpoint.port) }),
+        kubeconfig_secret_ref: (observed.kubeconfig.is_some() && !key_material::kubeconfig_foreign(observed))
+            .then(|| SecretReference { name: name::kubeconfig_secret(&observed.tenant.name) }),
+        workers: Workers::default(),
+        summary: summary(&verdicts, operation.as_ref(), observed, plan),
+        conditions: conditions(observed, &before.conditions, verdicts),
+        operation,
+        pending: plan.pending.clone(),
+        history,
+    }
+}
+
+fn finished(operation: &Operation, version: Option<&str>, now: Timestamp) -> HistoryEntry {
+    HistoryEntry {
+        kind: operation.kind,
+        version: version.unwrap_or_default().to_owned(),
+        started_at: operation.started_at.clone(),
+        ended_at: Time(now),
+        result: "Succeeded".into(),
+    }
+}
+
+fn verdicts(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created: bool) -> Vec<Verdict> {
+    use ConditionType::{AddonsReady, WorkersReady};
+    let mut verdicts = vec![
+        ready(observed, plan, created),
+        available(observed, created),
+        etcd_healthy(observed, created),
+        certificates(observed),
+        up_to_date(observed, plan),
+        Verdict::new(WorkersReady, Is::True, Reason::NoWorkers, "there are no workers"),
+        Verdict::new(AddonsReady, Is::True, Reason::NoAddons, "there are no addons"),
+    ];
+    verdicts.extend(kstatus(observed, plan, failure, created));
+    verdicts
+}
+
+fn ready(observed: &Observed, plan: &Plan, created: bool) -> Verdict {
+    let verdict = |is, reason, message: String| Verdict::new(ConditionType::Ready, is, reason, message);
+    if observed.deleting() {
+        return verdict(Is::False, Reason::Deleting, "the cluster is being deleted".into());
+    }
+    if let Health::DataLost(fact) = etcd::health(observed) {
+        return verdict(Is::False, Reason::DataLost, data_lost(&fact));
+    }
+    match observed.fresh_probe(FRESH_SECONDS).map(|probe| &probe.answer) {
+        Some(Answer::Serving { .. }) => {
+            verdict(Is::True, Reason::Serving, "requests through the endpoint succeed".into())
+        }
+        _ if !created => match plan.problems.iter().find(|problem| problem.blocks_creation()) {
+            Some(problem) => verdict(Is::False, problem.reason, problem.message.clone()),
+            None if balancer_pending(observed) => verdict(
+                Is::False,
+                Reason::LoadBalancerPending,
+                format!(
+                    "Service {}/{} has no load balancer address yet; the management cluster's load balancer gives one",
+                    observed.tenant.control_plane_namespace(),
+                    component::KUBE_APISERVER
+                ),
+            ),
+            None => verdict(Is::False, Reason::Creating, "the control plane comes up for the first time".into()),
+        },
+        Some(Answer::Failed { message, .. }) => verdict(
+            Is::False,
+            Reason::EndpointUnreachable,
+            format!("requests through the endpoint fail: {message}"),
+        ),
+        None => match plan.problems.iter().find(|problem| problem.blocks_everything()) {
+            Some(problem) => verdict(Is::False, problem.reason, problem.message.clone()),
+            None => verdict(Is::Unknown, Reason::NotObserved, "no request through the endpoint ended lately".into()),
+        },
+    }
+}
+
+/// Pods run, but clients have no address to reach them by.
+fn balancer_pending(observed: &Observed) -> bool {
+    observed.cluster.spec.control_plane.endpoint.kind == EndpointType::LoadBalancer
+        && endpoint::host(observed).is_none()
+        && observed.pods_of(component::KUBE_APISERVER).any(|pod| pod.ready)
+}
+
+fn data_lost(fact: &str) -> String {
+    format!(
+        "{fact}; nothing is made anew unasked: restore a snapshot, or delete this TenantCluster and create it again"
+    )
+}
+
+fn available(observed: &Observed, created: bool) -> Verdict {
+    let verdict = |is, reason, message: String| Verdict::new(ConditionType::ControlPlaneAvailable, is, reason, message);
+    let mut missing = Vec::new();
+    for name in [component::KUBE_APISERVER, component::KUBE_CONTROLLERS] {
+        match rollout::count(observed, name) {
+            None => missing.push(format!("{name} does not exist yet")),
+            // A pod more than desired is a roll, not a lack.
+            Some(count) => {
+                let ready = i64::try_from(observed.pods_of(name).filter(|pod| pod.ready && !pod.terminating).count()).unwrap_or(i64::MAX);
+                if ready < count.desired {
+                    missing.push(format!("{name} has {ready} of {} pods ready", count.desired));
+                }
+            }
+        }
+    }
+    if missing.is_empty() {
+        return verdict(Is::True, Reason::Available, "all API server and controller pods are ready".into());
+    }
+    let trouble = trouble(observed);
+    match trouble {
+        Some(trouble) => verdict(Is::False, Reason::PodsFailing, trouble),
+        None if !created => verdict(Is::False, Reason::Creating, "pods are starting".into()),
+        None => verdict(Is::False, Reason::PodsUnavailable, missing.join("; ")),
+    }
+}
+
+/// The first pod that cannot start, in Kubernetes' own words.
+fn trouble(observed: &Observed) -> Option<String> {
+    observed.pods.iter().filter(|pod| !pod.ready && !pod.terminating).find_map(|pod| {
+        let trouble = pod.trouble.as_ref()?;
+        let mut text = format!("Pod {}/{}: {}", observed.tenant.control_plane_namespace(), pod.name, trouble.reason);
+        if !trouble.message.is_empty() {
+            let _ = write!(text, ": {}", trouble.message.chars().take(300).collect::<String>());
+        }
+        Some(text)
+    })
+}
+
+fn etcd_healthy(observed: &Observed, created: bool) -> Verdict {
+    let verdict = |is, reason, message: String| Verdict::new(ConditionType::EtcdHealthy, is, reason, message);
+    match etcd::health(observed) {
+        Health::Unknown if !created => verdict(Is::False, Reason::Creating, "etcd is starting".into()),
+        Health::Unknown => verdict(Is::False, Reason::QuorumLost, trouble_of_etcd(observed)),
+        Health::Healthy => {
+            let wanted = observed.cluster.spec.etcd.replicas;
+            verdict(Is::True, Reason::MembersHealthy, format!("{wanted} of {wanted} members are healthy"))
+        }
+        Health::Degraded(names) => {
+            verdict(Is::False, Reason::MemberUnhealthy, format!("not healthy: {}; the others have a quorum", names.join(", ")))
+        }
+        Health::NoQuorum(healthy, voters) => {
+            verdict(Is::False, Reason::QuorumLost, format!("{healthy} of {voters} members are healthy, which is no quorum"))
+        }
+        Health::Alarm(alarms) => verdict(Is::False, Reason::AlarmRaised, format!("alarms: {}", alarms.join(", "))),
+        Health::DataLost(fact) => verdict(Is::False, Reason::DataLost, data_lost(&fact)),
+    }
+}
+
+fn trouble_of_etcd(observed: &Observed) -> String {
+    trouble(observed).unwrap_or_else(|| "no member answers".into())
+}
+
+fn certificates(observed: &Observed) -> Verdict {
+    let verdict = |is, reason, message: String| Verdict::new(ConditionType::CertificatesValid, is, reason, message);
+    match key_material::horizon(observed) {
+        None => verdict(Is::Unknown, Reason::Creating, "no certificate was made yet".into()),
+        Some((due, end)) if observed.now >= due => {
+            verdict(Is::False, Reason::CertificateExpiring, format!("a certificate ends at {end} and is due for renewal since {due}"))
+        }
+        Some(_) => verdict(Is::True, Reason::CertificatesCurrent, "all certificates are in the first two thirds of their life".into()),
+    }
+}
+
+fn up_to_date(observed: &Observed, plan: &Plan) -> Verdict {
+    let verdict = |is, reason, message: String| Verdict::new(ConditionType::UpToDate, is, reason, message);
+    match &plan.pending {
+        Some(pending) => verdict(
+            Is::False,
+            Reason::RevisionPending,
+            format!("revision {} waits for consent: set spec.acceptRevision to it, or change the spec", pending.revision),
+        ),
+        None if rollout::unsettled(observed) => verdict(Is::False, Reason::Rolling, "pods are being started or replaced".into()),
+        None => verdict(Is::True, Reason::RevisionCurrent, "what runs is what would be rendered now".into()),
+    }
+}
+
+/// kstatus' two: `Reconciling` while there is work, `Stalled` while work needs somebody's help.
+fn kstatus(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created: bool) -> [Verdict; 2] {
+    let reconciling = |is, reason, message: String| Verdict::new(ConditionType::Reconciling, is, reason, message);
+    let stalled = |is, reason, message: String| Verdict::new(ConditionType::Stalled, is, reason, message);
+    let problem = plan.problems.first();
+    let blocked = blocked_deletion(observed);
+    let stalled = match (failure.filter(|failure| !failure.transient), problem) {
+        _ if blocked.is_some() => stalled(Is::True, Reason::DeletionBlocked, blocked.unwrap_or_default()),
+        (Some(failure), _) => stalled(Is::True, failure.reason, failure.message.clone()),
+        (None, Some(problem)) => stalled(Is::True, problem.reason, problem.message.clone()),
+        (None, None) => stalled(Is::False, Reason::Settled, "nothing stands in the way".into()),
+    };
+    let settled = |message: &str| reconciling(Is::False, Reason::Settled, message.into());
+    let working = |message: String| reconciling(Is::True, Reason::Progressing, message);
+    let reconciling = if observed.deleting() {
+        working("the cluster is being deleted".into())
+    } else if observed.cluster.spec.paused {
+        reconciling(Is::False, Reason::Paused, "spec.paused is true: nothing is changed".into())
+    } else if let Some(failure) = failure {
+        reconciling(Is::True, Reason::RequestFailing, failure.message.clone())
+    } else if plan.problems.iter().any(Problem::blocks_everything) {
+        settled("work cannot go on, see Stalled")
+    } else if !plan.is_empty() || rollout::unsettled(observed) || etcd::next_step(observed).is_some() || (!created && problem.is_none()) {
+        working("work is under way".into())
+    } else {
+        settled("nothing is left to do")
+    };
+    [reconciling, stalled]
+}
+
+/// What keeps the namespace, once it has taken longer than the pods' grace periods and the namespace controller's
+/// rounds explain.
+fn blocked_deletion(observed: &Observed) -> Option<String> {
+    let since = observed.cluster.metadata.deletion_timestamp.as_ref()?;
+    if observed.now.duration_since(since.0).as_secs() < PATIENCE_SECONDS {
+        return None;
+    }
+    let namespace = observed.own_namespace()?;
+    let pods = observed.pods.iter().map(|pod| format!("Pod {} is still there", pod.name));
+    let causes: Vec<String> = namespace.remaining.iter().cloned().chain(pods).collect();
+    let causes = if causes.is_empty() { "its controller gives no cause".to_owned() } else { causes.join("; ") };
+    Some(format!("Namespace {} does not go away: {causes}; who made what remains must remove it", namespace.name))
+}
+
+fn operation(
+    observed: &Observed,
+    plan: &Plan,
+    before: &TenantClusterStatus,
+    created: bool,
+    ready: bool,
+    busy: bool,
+) -> Option<Operation> {
+    let spec = &observed.cluster.spec;
+    let (kind, target, step) = if observed.deleting() {
+        (OperationType::Delete, String::new(), deletion_step(observed))
+    } else if !busy || plan.problems.iter().any(Problem::blocks_everything) {
+        return None;
+    } else if !created && !ready {
+        (OperationType::Create, spec.version.clone(), "starting the control plane".to_owned())
+    } else if let (Some(step), true) = (etcd::next_step(observed), created) {
+        (OperationType::ScaleEtcd, format!("{} members", spec.etcd.replicas), etcd::tell(&step))
+    } else if let (Some(scaling), true) =
+        (before.operation.as_ref().filter(|operation| operation.kind == OperationType::ScaleEtcd), rollout::unsettled(observed))
+    {
+        // API servers learn of the members: the last part of the same operation.
+        (scaling.kind, scaling.target.clone(), roll_step(observed))
+    } else if rollout::unsettled(observed) && created {
+        (OperationType::Roll, spec.version.clone(), roll_step(observed))
+    } else if let (Some(current), false) = (&before.operation, ready) {
+        (current.kind, current.target.clone(), current.step.clone())
+    } else {
+        return None;
+    };
+    let same = before.operation.as_ref().filter(|operation| operation.kind == kind && operation.target == target);
+    let since = match kind {
+        OperationType::Delete => observed.cluster.metadata.deletion_timestamp.as_ref(),
+        OperationType::Create => observed.cluster.metadata.creation_timestamp.as_ref(),
+        _ => None,
+    };
+    let started_at = same.map(|operation| operation.started_at.clone()).or(since.cloned()).unwrap_or(Time(observed.now));
+    let waiting = waiting(observed, same);
+    Some(Operation { kind, target, step, started_at, waiting })
+}
+
+fn waiting(observed: &Observed, same: Option<&Operation>) -> Option<Waiting> {
+    let trouble = observed.pods.iter().filter(|pod| !pod.terminating && !pod.ready).find_map(|pod| pod.trouble.as_ref())?;
+    let before = same.and_then(|operation| operation.waiting.as_ref()).filter(|waiting| waiting.reason == trouble.reason);
+    let since = before.map_or(Time(observed.now), |waiting| waiting.since.clone());
+    Some(Waiting { reason: trouble.reason.chars().take(64).collect(), since, owner: Owner::Platform })
+}
+
+fn roll_step(observed: &Observed) -> String {
+    let parts = [component::ETCD, component::KUBE_APISERVER, component::KUBE_CONTROLLERS].iter().filter_map(|name| {
+        let count: Count = rollout::count(observed, name)?;
+        (!count.settled()).then(|| format!("{name} {} of {} ready", count.ready, count.desired))
+    });
+    parts.collect::<Vec<_>>().join(", ")
+}
+
+fn deletion_step(observed: &Observed) -> String {
+    match observed.own_namespace() {
+        None => "removing the finalizer".into(),
+        Some(namespace) if !observed.pods.is_empty() => {
+            format!("waiting for {} pods in namespace {}", observed.pods.len(), namespace.name)
+        }
+        Some(namespace) if namespace.remaining.is_empty() => format!("waiting for namespace {}", namespace.name),
+        Some(namespace) => format!("waiting for namespace {}: {}", namespace.name, namespace.remaining.join("; ")),
+    }
+}
+
+fn summary(verdicts: &[Verdict], operation: Option<&Operation>, observed: &Observed, plan: &Plan) -> String {
+    let find = |kind| verdicts.iter().find(|verdict| verdict.kind == kind);
+    let ready = find(ConditionType::Ready);
+    let text = if observed.deleting() {
+        format!("Deleting: {}", operation.map_or("", |operation| operation.step.as_str()))
+    } else if let Some(stalled) = find(ConditionType::Stalled).filter(|verdict| verdict.is == Is::True) {
+        let state = if ready.is_some_and(|ready| ready.is == Is::True) { "Running, but stalled" } else { "Stalled" };
+        format!("{state}: {}", stalled.message)
+    } else if ready.is_some_and(|ready| ready.is == Is::True) {
+        match operation {
+            _ if observed.cluster.spec.paused => "Running (paused)".into(),
+            Some(operation) if operation.kind == OperationType::Roll => format!("Rolling: {}", operation.step),
+            Some(operation) if operation.kind == OperationType::ScaleEtcd => format!("Scaling etcd: {}", operation.step),
+            _ if plan.pending.is_some() => "Running (a newer revision waits for consent)".into(),
+            _ => match find(ConditionType::EtcdHealthy) {
+                Some(etcd) if etcd.is == Is::False => format!("Running, but etcd: {}", etcd.message),
+                _ => "Running".into(),
+            },
+        }
+    } else {
+        match (ready, trouble(observed)) {
+            (Some(ready), Some(trouble)) if ready.reason == Reason::Creating => format!("Creating: {trouble}"),
+            (Some(ready), None) if ready.reason == Reason::Creating => "Creating".into(),
+            (Some(ready), _) if ready.is == Is::Unknown => format!("Unknown: {}", ready.message),
+            (Some(ready), _) => format!("Not ready: {}", ready.message),
+            (None, _) => String::new(),
+        }
+    };
+    text.chars().take(1000).collect()
+}
+
+/// Keeps the time of the last transition where the status did not change.
+fn conditions(observed: &Observed, before: &[Condition], verdicts: Vec<Verdict>) -> Vec<Condition> {
+    verdicts
+        .into_iter()
+        .map(|verdict| {
+            let status = match verdict.is {
+                Is::True => "True",
+                Is::False => "False",
+                Is::Unknown => "Unknown",
+            };
+            let kind = verdict.kind.to_string();
+            let last = before.iter().find(|condition| condition.type_ == kind && condition.status == status);
+            Condition {
+                last_transition_time: last.map_or(Time(observed.now), |condition| condition.last_transition_time.clone()),
+                message: verdict.message.chars().take(2000).collect(),
+                observed_generation: observed.cluster.metadata.generation,
+                reason: verdict.reason.as_str().to_owned(),
+                status: status.to_owned(),
+                type_: kind,
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,138 @@
+//! KubernetesReleases: the catalogue that reconciles read, and the word of who uses an entry.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{Stream, StreamExt};
+use kaas_crds::{KubernetesRelease, KubernetesReleaseSpec, KubernetesReleaseStatus, name};
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::reflector::{Store, reflector, store};
+use kube::runtime::{WatchStreamExt, watcher};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::debug;
+
+use super::tenant_cluster::{Known, World};
+use crate::cluster::{DEADLINE, within};
+use crate::run::Context;
+
+/// Users are counted so often: a burst of creations is one write.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
+/// So many users are named.
+const NAMED: usize = 10;
+
+/// The catalogue, kept up to date.
+#[derive(Clone)]
+pub(super) struct Catalogue {
+    store: Store<KubernetesRelease>,
+    changed: watch::Receiver<u64>,
+}
+
+/// The catalogue, and the work that keeps it up to date.
+pub(super) fn catalogue(client: &kube::Client) -> (Catalogue, impl Future<Output = ()> + use<>) {
+    let (reader, writer) = store();
+    let (announce, changed) = watch::channel(0_u64);
+    let releases: Api<KubernetesRelease> = Api::all(client.clone());
+    let refreshing = async move {
+        let watched = watcher(releases, watcher::Config::default().timeout(55)).default_backoff();
+        let mut events = std::pin::pin!(reflector(writer, watched).touched_objects());
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(_) => announce.send_modify(|count| *count = count.wrapping_add(1)),
+                Err(error) => debug!(%error, "watch of the catalogue"),
+            }
+        }
+    };
+    (Catalogue { store: reader, changed }, refreshing)
+}
+
+impl Catalogue {
+    /// Entries by version.
+    pub(super) fn releases(&self) -> BTreeMap<String, KubernetesReleaseSpec> {
+        self.store
+            .state()
+            .iter()
+            .filter(|release| release.metadata.deletion_timestamp.is_none())
+            .map(|release| (release.spec.version.clone(), release.spec.clone()))
+            .collect()
+    }
+
+    /// Once the catalogue was read for the first time: before that it would look empty.
+    pub(super) async fn ready(&self) {
+        let _ = self.store.wait_until_ready().await;
+    }
+
+    /// An item for each change.
+    pub(super) fn changes(&self) -> impl Stream<Item = ()> + Send + use<> {
+        futures::stream::unfold(self.changed.clone(), |mut changed| async move {
+            changed.changed().await.ok()?;
+            Some(((), changed))
+        })
+    }
+}
+
+/// Keeps the status of each entry in step with who uses it: a policy of the chart reads it when one is deleted.
+pub(super) async fn keep_usage(context: Context, clusters: Store<Known>, catalogue: Catalogue, world: Arc<World>) {
+    let mut ticks = interval(COUNT_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if context.stop.is_cancelled() {
+            // The controllers end by themselves; this one has nothing under way.
+            std::future::pending::<()>().await;
+        }
+        // Whoever was not read yet might use anything: nothing is said before all were.
+        let users: Option<Vec<(String, String)>> = clusters.state().iter().map(|cluster| user(cluster, &world)).collect();
+        let Some(users) = users else { continue };
+        for release in catalogue.store.state() {
+            let status = usage(&release.spec.version, &users);
+            if release.status.as_ref() == Some(&status) || (release.status.is_none() && status.users == 0) {
+                continue;
+            }
+            if context.gate.check().is_err() {
+                break;
+            }
+            let result = write(&context, &release, &status).await;
+            let failure = result.as_ref().err().map(|error| crate::class::classify(error).as_str());
+            context.metrics.writes.count("KubernetesRelease", "status", failure);
+        }
+    }
+}
+
+/// Version and name of a cluster, once its spec was read.
+fn user(cluster: &Known, world: &World) -> Option<(String, String)> {
+    let metadata = &cluster.metadata;
+    let version = world.version(metadata.uid.as_deref()?)?;
+    let (namespace, name) = (metadata.namespace.as_deref()?, metadata.name.as_deref()?);
+    Some((version, format!("{namespace}/{name}")))
+}
+
+fn usage(version: &str, users: &[(String, String)]) -> KubernetesReleaseStatus {
+    let mut users: Vec<String> =
+        users.iter().filter(|(wanted, _)| wanted == version).map(|(_, name)| name.clone()).collect();
+    users.sort();
+    let count = users.len();
+    users.truncate(NAMED);
+    let summary = match count.checked_sub(users.len()) {
+        _ if count == 0 => String::new(),
+        Some(rest) if rest > 0 => format!("{count}: {} and {rest} more", users.join(", ")),
+        _ => format!("{count}: {}", users.join(", ")),
+    };
+    let summary = summary.chars().take(512).collect();
+    KubernetesReleaseStatus { used_by: users, users: i32::try_from(count).unwrap_or(i32::MAX), summary }
+}
+
+async fn write(context: &Context, release: &KubernetesRelease, status: &KubernetesReleaseStatus) -> Result<(), kube::Error> {
+    let own = release.metadata.name.as_deref().unwrap_or_default();
+    let patch = json!({
+        "apiVersion": "kaas.dev/v1alpha1",
+        "kind": "KubernetesRelease",
+        "metadata": {"name": own, "uid": release.metadata.uid, "resourceVersion": release.metadata.resource_version},
+        "status": status,
+    });
+    let params = PatchParams::apply(name::FIELD_MANAGER).force();
+    let releases: Api<KubernetesRelease> = Api::all(context.client.clone());
+    within(DEADLINE, releases.patch_status(own, &params, &Patch::Apply(&patch))).await.map(drop)
+}

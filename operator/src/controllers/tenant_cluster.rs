@@ -1,0 +1,308 @@
+//! TenantClusters: what wakes a reconcile, and its way from observation to status.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::stream::{self, Stream, StreamExt};
+use jiff::Timestamp;
+use kaas_crds::{TenantCluster, name};
+use kaas_lifecycle::object::Kind;
+use kaas_lifecycle::report::{self, Failure};
+use kaas_lifecycle::plan::{Plan, plan};
+use kube::api::{Api, DynamicObject};
+use kube::core::PartialObjectMeta;
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::{ObjectRef, Store, store};
+use kube::runtime::{WatchStreamExt, watcher};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{Instrument, debug, info_span, warn};
+
+use super::kubernetes_release::{self, Catalogue};
+use crate::class::Class;
+use crate::cluster::resource;
+use crate::execute::{Lifetimes, Tools, execute};
+use crate::observe::{Sources, observe};
+use crate::publish::publish;
+use crate::run::Context;
+use crate::tenant::{Name, Tenants};
+use crate::{execute as execution, observe as observation, publish as publication};
+
+/// Passes of observing, planning and acting in one reconcile. A creation needs three; more would mean that two
+/// writers undo each other.
+const PASSES: usize = 6;
+/// Wakes that come together are served together.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// First and last pause after failures.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
+/// A watch that says nothing for so long is asked again: a dead connection must not look like a quiet world.
+const WATCH_TIMEOUT_SECONDS: u32 = 55;
+
+/// Kinds whose changes in a control-plane namespace wake its tenant.
+const WAKING: [Kind; 10] = [
+    Kind::Namespace,
+    Kind::Pod,
+    Kind::StatefulSet,
+    Kind::Deployment,
+    Kind::Service,
+    Kind::Secret,
+    Kind::ConfigMap,
+    Kind::ControllerRevision,
+    Kind::NetworkPolicy,
+    Kind::PodDisruptionBudget,
+];
+
+/// A TenantCluster as the watch knows it.
+pub(super) type Known = PartialObjectMeta<TenantCluster>;
+
+/// A reconcile that did not end well.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Observe(#[from] observation::Error),
+    #[error(transparent)]
+    Execute(#[from] execution::Error),
+    #[error(transparent)]
+    Publish(#[from] publication::Error),
+}
+
+impl Error {
+    fn class(&self) -> Class {
+        match self {
+            Error::Observe(error) => error.class(),
+            Error::Execute(error) => error.class(),
+            Error::Publish(error) => error.class(),
+        }
+    }
+}
+
+/// What all reconciles share.
+pub(super) struct World {
+    context: Context,
+    catalogue: Catalogue,
+    tenants: Arc<Tenants>,
+    recorder: Recorder,
+    /// Failures in a row, by UID.
+    attempts: Mutex<BTreeMap<String, u32>>,
+    /// Versions asked for, by UID, as last read.
+    versions: Mutex<BTreeMap<String, String>>,
+}
+
+impl World {
+    /// Failures in a row of one tenant.
+    fn failures(&self, uid: &str) -> u32 {
+        self.attempts().get(uid).copied().unwrap_or_default()
+    }
+
+    /// The version that a tenant asks for; `None` until it was read.
+    pub(super) fn version(&self, uid: &str) -> Option<String> {
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+
+    fn note_version(&self, uid: &str, version: Option<&str>) {
+        let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
+        match version {
+            Some(version) if versions.get(uid).map(String::as_str) != Some(version) => {
+                versions.insert(uid.to_owned(), version.to_owned());
+            }
+            Some(_) => {}
+            None => {
+                versions.remove(uid);
+            }
+        }
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, BTreeMap<String, u32>> {
+        // Counters cannot be left half-changed.
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs the controller until it is told to stop.
+pub(super) async fn run(context: &Context, catalogue: Catalogue) {
+    catalogue.ready().await;
+    let settings = &context.settings;
+    let client = &context.client;
+    let (wake, woken) = mpsc::unbounded_channel();
+    let world = Arc::new(World {
+        context: context.clone(),
+        catalogue: catalogue.clone(),
+        tenants: Tenants::new(wake, settings.probe_interval, context.metrics.clone()),
+        recorder: Recorder::new(
+            client.clone(),
+            Reporter { controller: name::FIELD_MANAGER.into(), instance: Some(settings.identity.clone()) },
+        ),
+        attempts: Mutex::default(),
+        versions: Mutex::default(),
+    });
+    let concurrency = u16::try_from(settings.concurrency).unwrap_or(u16::MAX);
+    let (reader, clusters) = clusters(client);
+    let controller = Controller::for_stream(clusters, reader.clone())
+        .with_config(Config::default().debounce(DEBOUNCE).concurrency(concurrency))
+        .reconcile_on(from_probes(woken))
+        .reconcile_on(stream::select_all(WAKING.map(|kind| changes(client, kind).boxed())))
+        .reconcile_all_on(catalogue.changes())
+        .graceful_shutdown_on(context.stop.clone().cancelled_owned());
+    let usage = kubernetes_release::keep_usage(context.clone(), reader, catalogue.clone(), world.clone());
+    let turns = controller.run(reconcile, back_off, world).for_each(|turn| async {
+        if let Err(error) = turn {
+            debug!(%error, "turn ended");
+        }
+    });
+    tokio::select! {
+        () = turns => {}
+        () = usage => {}
+    }
+}
+
+/// TenantClusters as they come and go. Only metadata: a reconcile reads the object itself, a thousand cost little
+/// memory, and one that cannot be understood (made by a newer version, say) does not hide the others.
+fn clusters(client: &kube::Client) -> (Store<Known>, impl Stream<Item = Result<Known, watcher::Error>> + Send + use<>) {
+    let (reader, writer) = store();
+    let api: Api<Known> = Api::all(client.clone());
+    let watched = watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT_SECONDS))
+        .default_backoff()
+        .modify(|cluster| {
+            cluster.metadata.managed_fields = None;
+            cluster.metadata.annotations = None;
+        })
+        .reflect(writer)
+        .touched_objects();
+    (reader, watched)
+}
+
+fn from_probes(woken: mpsc::UnboundedReceiver<Name>) -> impl Stream<Item = ObjectRef<Known>> {
+    stream::unfold(woken, |mut woken| async move { woken.recv().await.map(|name| (name, woken)) })
+        .map(|(namespace, name)| ObjectRef::new(&name).within(&namespace))
+}
+
+/// Names of tenants something of which changed. Only metadata is watched, and nothing of it is kept. The labels that
+/// lead to the tenant are in namespaces that no tenant can write to; a wrong one would merely wake somebody.
+fn changes(client: &kube::Client, kind: Kind) -> impl Stream<Item = ObjectRef<Known>> + Send + use<> {
+    let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client.clone(), &resource(kind));
+    let ours = format!("{}={},{}", name::MANAGED_BY_LABEL, name::MANAGED_BY, name::TENANT_UID_LABEL);
+    watcher(api, watcher::Config::default().labels(&ours).timeout(WATCH_TIMEOUT_SECONDS))
+        .default_backoff()
+        .touched_objects()
+        .filter_map(move |object| async move {
+            let object = object.inspect_err(|error| debug!(%error, %kind, "watch")).ok()?;
+            let labels = object.metadata.labels?;
+            let (namespace, name) = (labels.get(name::TENANT_NAMESPACE_LABEL)?, labels.get(name::TENANT_NAME_LABEL)?);
+            Some(ObjectRef::new(name).within(namespace))
+        })
+}
+
+async fn reconcile(cluster: Arc<Known>, world: Arc<World>) -> Result<Action, Error> {
+    let metadata = &cluster.metadata;
+    let (namespace, name) = (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
+    let uid = metadata.uid.as_deref().unwrap_or_default();
+    let span = info_span!("reconcile", namespace, name, uid);
+    let begin = Instant::now();
+    let result = turn(&world, namespace, name, uid).instrument(span.clone()).await;
+    let failure = result.as_ref().err().map(|error| error.class().as_str());
+    world.context.metrics.reconciles.observe("tenantcluster", failure, begin.elapsed());
+    if result.is_ok() {
+        world.attempts().remove(uid);
+    }
+    result
+}
+
+/// One reconcile: passes until nothing is left to do now, then the report.
+async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<Action, Error> {
+    let context = &world.context;
+    let sources = Sources {
+        client: &context.client,
+        platform: &context.settings.platform,
+        catalogue: world.catalogue.releases(),
+        tenants: &world.tenants,
+    };
+    let tools = Tools {
+        client: &context.client,
+        gate: &context.gate,
+        metrics: &context.metrics,
+        tenants: &world.tenants,
+        lifetimes: Lifetimes { leaf: context.settings.leaf_lifetime, authority: context.settings.authority_lifetime },
+    };
+    for pass in 1..=PASSES {
+        let Some((observed, mut keyring)) = observe(&sources, namespace, name).await? else {
+            world.tenants.forget(uid);
+            world.note_version(uid, None);
+            context.metrics.tenants.forget(uid);
+            return Ok(Action::await_change());
+        };
+        world.note_version(uid, Some(&observed.cluster.spec.version));
+        let plan = plan(&observed);
+        let outcome = execute(&tools, &plan, &observed, &mut keyring).await;
+        debug!(pass, actions = plan.waves.iter().map(Vec::len).sum::<usize>(), failed = outcome.is_err(), "pass");
+        match outcome {
+            Ok(()) if !plan.is_empty() && pass < PASSES && !observed.deleting() => {}
+            Ok(()) => {
+                // A removed finalizer is the end: there is nothing left to write status to.
+                if observed.deleting() && observed.own_namespace().is_none() && !plan.is_empty() {
+                    world.tenants.forget(&observed.tenant.uid);
+                    return Ok(Action::requeue(Duration::from_secs(5)));
+                }
+                let status = report::derive(&observed, &plan, None);
+                publish(&tools, &world.recorder, &observed, &status).await?;
+                return Ok(next(&plan));
+            }
+            Err(error) => {
+                let class = error.class();
+                if matches!(class, Class::NotLeading | Class::Conflict) {
+                    return Err(error.into());
+                }
+                let failure = Failure { reason: class.reason(), message: told(&error), transient: class.is_transient() };
+                // A single failure that passes by itself is no news yet.
+                let repeated = world.failures(uid) >= 2;
+                if repeated || !failure.transient {
+                    let status = report::derive(&observed, &plan, Some(&failure));
+                    publish(&tools, &world.recorder, &observed, &status).await?;
+                }
+                return Err(error.into());
+            }
+        }
+    }
+    Ok(Action::requeue(BACK_OFF.0))
+}
+
+/// What failed, without what changes from try to try.
+fn told(error: &execution::Error) -> String {
+    match error {
+        execution::Error::Write { what, source: kube::Error::Api(status) } => format!("{what}: {}", status.message),
+        other => other.to_string(),
+    }
+}
+
+fn next(plan: &Plan) -> Action {
+    match plan.wake_at {
+        Some(at) => {
+            let pause = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+            Action::requeue(pause.max(BACK_OFF.0))
+        }
+        None => Action::await_change(),
+    }
+}
+
+/// Doubles the pause with each failure in a row, for this tenant alone.
+fn back_off(cluster: Arc<Known>, error: &Error, world: Arc<World>) -> Action {
+    let class = error.class();
+    world.context.metrics.queue.retried(class.as_str());
+    if class == Class::NotLeading {
+        return Action::await_change();
+    }
+    let uid = cluster.metadata.uid.clone().unwrap_or_default();
+    let mut attempts = world.attempts();
+    let attempts = attempts.entry(uid).or_insert(0);
+    *attempts = attempts.saturating_add(1);
+    let metadata = &cluster.metadata;
+    warn!(
+        namespace = metadata.namespace, name = metadata.name, class = class.as_str(), attempts = *attempts, %error,
+        "reconcile failed"
+    );
+    if class == Class::Conflict && *attempts < 5 {
+        return Action::requeue(Duration::from_millis(20));
+    }
+    Action::requeue(BACK_OFF.0.saturating_mul(2_u32.saturating_pow((*attempts - 1).min(10))).min(BACK_OFF.1))
+}

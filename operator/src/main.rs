@@ -1,0 +1,83 @@
+//! The operator's process: its runtime, its client, its signals. What it does is in the library.
+//!
+//! For small memory the container sets `MALLOC_ARENA_MAX=2`: glibc otherwise gives each thread that allocates an
+//! arena of its own and returns little of it.
+
+use std::future::Future;
+use std::io::Write;
+use std::process::ExitCode;
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use clap::Parser;
+use kaas_operator::args::{Args, Settings};
+use kaas_operator::{client, run, telemetry};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// More threads make nothing faster, as almost all time is spent waiting for API servers; each costs a stack and
+/// what the allocator keeps for it.
+const THREAD_LIMIT: usize = 4;
+
+/// Blocking work is resolving names and reading token files.
+const BLOCKING_THREAD_LIMIT: usize = 4;
+
+/// What is left when the process ends (answers to probes, cut-off requests) is not waited for longer.
+const END: Duration = Duration::from_millis(200);
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Err(failure) = telemetry::init(args.log_format, &args.log) {
+        // There is no log to write to, and nowhere to report that standard error is closed.
+        let _ = writeln!(std::io::stderr(), "error: {failure}");
+        return ExitCode::FAILURE;
+    }
+    match start(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tracing::error!("{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: Args) -> Result<(), Failure> {
+    let settings = Settings::try_from(args)?;
+    // kube takes the process's provider; without one it would panic at its first connection.
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| "rustls already has another cryptography provider")?;
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async {
+        let shutdown = terminated()?;
+        let client = client::connect().await?;
+        run::run(settings, client, shutdown).await?;
+        Ok(())
+    });
+    runtime.shutdown_timeout(END);
+    outcome
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    let threads = available_parallelism().map_or(1, usize::from).min(THREAD_LIMIT);
+    Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(BLOCKING_THREAD_LIMIT)
+        .thread_name("kaas-operator")
+        .enable_all()
+        .build()
+}
+
+/// Done at the first SIGTERM or SIGINT.
+fn terminated() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

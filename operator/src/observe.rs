@@ -1,0 +1,201 @@
+//! Observation: live reads of everything that a decision about one tenant needs.
+//!
+//! Watches only wake; what is decided on is read now, so that no decision rests on a stale cache.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::future::{try_join, try_join_all};
+use futures::join;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kaas_crds::{KubernetesReleaseSpec, TenantCluster, name};
+use kaas_lifecycle::object::{Kind, Reference};
+use kaas_lifecycle::observed::{Live, Namespace, Observed};
+use kaas_lifecycle::tenant::{Platform, Tenant};
+use kube::api::{Api, ListParams};
+
+use crate::class::{Class, classify};
+use crate::cluster::{self, DEADLINE, within};
+use crate::keyring::Keyring;
+use crate::tenant::Tenants;
+
+mod etcd;
+mod pod;
+mod secret;
+
+/// A read that failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A read of the management cluster.
+    #[error("cannot read {what}: {source}")]
+    Read {
+        /// What was read.
+        what: String,
+        /// Why it failed.
+        source: kube::Error,
+    },
+}
+
+impl Error {
+    /// What kind of failure it is.
+    pub(crate) fn class(&self) -> Class {
+        match self {
+            Error::Read { source, .. } => classify(source),
+        }
+    }
+}
+
+/// What observation needs besides the object.
+pub(crate) struct Sources<'a> {
+    /// The management cluster.
+    pub(crate) client: &'a kube::Client,
+    /// What the platform set.
+    pub(crate) platform: &'a Platform,
+    /// The catalogue.
+    pub(crate) catalogue: BTreeMap<String, KubernetesReleaseSpec>,
+    /// Clients and probes of tenants.
+    pub(crate) tenants: &'a Arc<Tenants>,
+}
+
+/// Kinds in the control-plane namespace that are compared field by field.
+const KINDS: [Kind; 8] = [
+    Kind::ConfigMap,
+    Kind::PersistentVolumeClaim,
+    Kind::Service,
+    Kind::StatefulSet,
+    Kind::Deployment,
+    Kind::ControllerRevision,
+    Kind::NetworkPolicy,
+    Kind::PodDisruptionBudget,
+];
+
+/// Reads the world around one tenant cluster; `None` when the object itself is gone.
+pub(crate) async fn observe(
+    sources: &Sources<'_>,
+    namespace: &str,
+    cluster: &str,
+) -> Result<Option<(Observed, Keyring)>, Error> {
+    let client = sources.client;
+    let clusters: Api<TenantCluster> = Api::namespaced(client.clone(), namespace);
+    let found = within(DEADLINE, clusters.get_opt(cluster)).await.map_err(failed("TenantCluster", cluster))?;
+    let Some(object) = found else { return Ok(None) };
+    let uid = object.metadata.uid.clone().unwrap_or_default();
+    let tenant = Tenant { uid, namespace: namespace.to_owned(), name: cluster.to_owned() };
+    let home = tenant.control_plane_namespace();
+
+    let mut observed = Observed {
+        now: Timestamp::now(),
+        platform: sources.platform.clone(),
+        cluster: object,
+        catalogue: sources.catalogue.clone(),
+        namespaces: namespaces(client, &tenant).await?,
+        objects: BTreeMap::new(),
+        secrets: BTreeMap::new(),
+        kubeconfig: None,
+        pods: Vec::new(),
+        etcd: None,
+        probe: None,
+        inside: None,
+        tenant,
+    };
+    let mut keyring = Keyring::default();
+    let beside: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let kubeconfig_name = name::kubeconfig_secret(cluster);
+    let kubeconfig =
+        within(DEADLINE, beside.get_opt(&kubeconfig_name)).await.map_err(failed("Secret", &kubeconfig_name))?;
+    if observed.own_namespace().is_none() {
+        observed.kubeconfig = kubeconfig.map(|found| secret::facts(&found, &keyring));
+        return Ok(Some((observed, keyring)));
+    }
+
+    let selector = format!("{}={}", name::MANAGED_BY_LABEL, name::MANAGED_BY);
+    let params = ListParams::default().labels(&selector);
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &home);
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &home);
+    let objects = try_join_all(KINDS.map(|kind| {
+        let (home, selector) = (&home, &selector);
+        async move { cluster::list(client, kind, Some(home), selector).await.map_err(failed(&kind.to_string(), home)) }
+    }));
+    let rest = try_join(
+        async { within(DEADLINE, secrets.list(&params)).await.map_err(failed("Secrets", &home)) },
+        async { within(DEADLINE, pods.list(&params)).await.map_err(failed("Pods", &home)) },
+    );
+    let (objects, (secrets, pods)) = try_join(objects, rest).await?;
+    observed.objects = objects.into_iter().flatten().collect();
+    secrets.items.iter().for_each(|found| keyring.read(found));
+    observed.secrets = secrets
+        .items
+        .iter()
+        .map(|found| (found.metadata.name.clone().unwrap_or_default(), secret::facts(found, &keyring)))
+        .collect();
+    observed.kubeconfig = kubeconfig.map(|found| secret::facts(&found, &keyring));
+    observed.pods = pods.items.iter().map(pod::facts).collect();
+    if !observed.deleting() {
+        let (etcd, inside) =
+            join!(etcd::observe(&observed.tenant, &pods.items, &keyring), inside(sources, &observed, &keyring));
+        observed.etcd = etcd;
+        observed.inside = inside;
+        observed.probe = sources.tenants.latest(&observed.tenant.uid);
+    }
+    Ok(Some((observed, keyring)))
+}
+
+fn failed(kind: &str, name: &str) -> impl FnOnce(kube::Error) -> Error {
+    let what = format!("{kind} {name}");
+    move |source| Error::Read { what, source }
+}
+
+/// The tenant's namespace, and those of earlier objects of its name.
+async fn namespaces(client: &kube::Client, tenant: &Tenant) -> Result<Vec<Namespace>, Error> {
+    let selector = format!(
+        "{}={},{}={},{}={}",
+        name::MANAGED_BY_LABEL,
+        name::MANAGED_BY,
+        name::TENANT_NAMESPACE_LABEL,
+        tenant.namespace,
+        name::TENANT_NAME_LABEL,
+        tenant.name
+    );
+    let found = cluster::list(client, Kind::Namespace, None, &selector).await.map_err(failed("Namespaces", &selector))?;
+    Ok(found.into_iter().map(|(reference, live)| namespace(reference.name, &live)).collect())
+}
+
+fn namespace(name: String, live: &Live) -> Namespace {
+    let metadata = |part: &str, key: &str| {
+        live.get(part).and_then(|map| map.get(key)).and_then(|value| value.as_str()).map(str::to_owned)
+    };
+    let blocking = ["NamespaceDeletionContentFailure", "NamespaceContentRemaining", "NamespaceFinalizersRemaining"];
+    let conditions = live.get("/status/conditions").and_then(|list| list.as_array());
+    let remaining = conditions
+        .into_iter()
+        .flatten()
+        .filter(|condition| condition["status"] == "True" && blocking.iter().any(|kind| condition["type"] == **kind))
+        .filter_map(|condition| condition["message"].as_str().map(str::to_owned))
+        .collect();
+    Namespace {
+        name,
+        uid: live.uid.clone(),
+        tenant_uid: metadata("/metadata/labels", name::TENANT_UID_LABEL).unwrap_or_default(),
+        adopt_by: metadata("/metadata/annotations", name::ADOPT_ANNOTATION),
+        terminating: live.terminating,
+        remaining,
+    }
+}
+
+/// Our objects inside the tenant; `None` unless its API answered the last probe and this read.
+async fn inside(sources: &Sources<'_>, observed: &Observed, keyring: &Keyring) -> Option<BTreeMap<Reference, Live>> {
+    let client = sources.tenants.client(observed, keyring)?;
+    if !sources.tenants.serving(&observed.tenant.uid) {
+        return None;
+    }
+    let wanted = kaas_lifecycle::plan::inside_references();
+    let reads = wanted.iter().map(|reference| cluster::get(&client, reference));
+    match try_join_all(reads).await {
+        Ok(found) => Some(wanted.iter().cloned().zip(found).filter_map(|(key, live)| Some((key, live?))).collect()),
+        Err(error) => {
+            tracing::debug!(error = %error, "the tenant's API was not read");
+            None
+        }
+    }
+}

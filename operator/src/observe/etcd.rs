@@ -1,0 +1,71 @@
+//! What etcd says: each member is asked itself, by pod address, so that no name needs to resolve.
+
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::Pod;
+use kaas_lifecycle::observed::{Etcd, Member};
+use kaas_lifecycle::tenant::Tenant;
+
+use crate::etcd::{Connection, connect, member_address};
+use crate::keyring::Keyring;
+
+pub(super) async fn observe(tenant: &Tenant, pods: &[Pod], keyring: &Keyring) -> Option<Etcd> {
+    let addresses: Vec<(String, String)> = pods.iter().filter_map(member_address).collect();
+    let answers = join_all(addresses.iter().map(|(name, address)| async move {
+        let mut connection = connect(tenant, std::slice::from_ref(address), keyring).await?;
+        ask(&mut connection).await.map(|answer| (name.as_str(), answer))
+    }))
+    .await;
+    let answers: Vec<(&str, Answer)> = answers.into_iter().flatten().collect();
+    // Whoever has a leader knows the membership; without one the list is still the last that was agreed on.
+    let (_, best) = answers.iter().max_by_key(|(_, answer)| (answer.leader != 0, answer.applied))?;
+    let mut etcd = Etcd {
+        cluster_id: format!("{:x}", best.cluster_id),
+        leader: best.leader,
+        members: best.members.clone(),
+        alarms: best.alarms.clone(),
+    };
+    for member in &mut etcd.members {
+        let own = answers.iter().find(|(_, answer)| answer.member_id == member.id);
+        if let Some((_, answer)) = own {
+            member.healthy = answer.leader != 0;
+            member.applied = answer.applied;
+        }
+    }
+    Some(etcd)
+}
+
+struct Answer {
+    cluster_id: u64,
+    member_id: u64,
+    leader: u64,
+    applied: u64,
+    members: Vec<Member>,
+    alarms: Vec<String>,
+}
+
+async fn ask(connection: &mut Connection) -> Option<Answer> {
+    let status = connection.status().await.ok()?;
+    let listed = connection.member_list().await.ok()?;
+    let alarms = connection.alarms().await.unwrap_or_default();
+    let header = status.header()?;
+    let members = listed
+        .members()
+        .iter()
+        .map(|member| Member {
+            id: member.id(),
+            name: member.name().to_owned(),
+            peer_urls: member.peer_urls().to_vec(),
+            learner: member.is_learner(),
+            healthy: false,
+            applied: 0,
+        })
+        .collect();
+    Some(Answer {
+        cluster_id: header.cluster_id(),
+        member_id: header.member_id(),
+        leader: status.leader(),
+        applied: status.raft_applied_index(),
+        members,
+        alarms,
+    })
+}

@@ -1,0 +1,243 @@
+//! Tenants' API servers: one cached client each, and one small task that asks for something real again and again.
+//!
+//! The probe is the evidence behind Ready. It goes through the endpoint that status names, and its request is one
+//! that etcd must answer. It runs beside reconciles, so that a dead tenant delays nobody, and wakes a reconcile only
+//! when the answer changes its kind.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use base64::Engine as _;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Namespace;
+use kaas_lifecycle::action::Authority;
+use kaas_lifecycle::endpoint;
+use kaas_lifecycle::key_material::OPERATOR_SECRET;
+use kaas_lifecycle::observed::{Answer, Observed, Probe};
+use kube::api::Api;
+use kube::config::AuthInfo;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep};
+use tracing::debug;
+
+use crate::class::classify;
+use crate::cluster::within;
+use crate::keyring::Keyring;
+use crate::metrics::Metrics;
+
+/// A healthy API server answers in milliseconds; one that needs longer than this serves nobody well.
+const DEADLINE: Duration = Duration::from_secs(3);
+/// A connection either comes about at once or not at all.
+const CONNECT: Duration = Duration::from_secs(2);
+/// While a control plane comes up, its first answer is wanted at once.
+const EAGER: Duration = Duration::from_millis(200);
+/// For so long after its first probe a tenant that does not answer is probed eagerly.
+const EAGER_FOR: Duration = Duration::from_secs(60);
+
+/// Namespace and name of a TenantCluster.
+pub(crate) type Name = (String, String);
+
+/// All tenants with a client.
+pub(crate) struct Tenants {
+    entries: Mutex<BTreeMap<String, Entry>>,
+    wake: UnboundedSender<Name>,
+    interval: Duration,
+    metrics: Arc<Metrics>,
+}
+
+struct Entry {
+    /// What the client was made from; a change makes a new one.
+    made_from: (String, String, String),
+    client: kube::Client,
+    latest: Arc<Mutex<Option<Probe>>>,
+    task: AbortHandle,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that is held here can be left half-changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Tenants {
+    pub(crate) fn new(wake: UnboundedSender<Name>, interval: Duration, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Tenants { entries: Mutex::default(), wake, interval, metrics })
+    }
+
+    /// The client of a tenant's API, once endpoint and credentials are known. The first call starts the probe.
+    pub(crate) fn client(&self, observed: &Observed, keyring: &Keyring) -> Option<kube::Client> {
+        let server = endpoint::endpoint(observed)?.url();
+        let certificate = keyring.get(OPERATOR_SECRET, "api.crt")?;
+        let authority = keyring.authority_certificate(Authority::Cluster)?;
+        let made_from = (server, certificate.to_owned(), authority.to_owned());
+        let tenant = &observed.tenant;
+        let mut entries = locked(&self.entries);
+        let known = entries.get(&tenant.uid);
+        if let Some(entry) = known.filter(|entry| entry.made_from == made_from) {
+            return Some(entry.client.clone());
+        }
+        let key = keyring.get(OPERATOR_SECRET, "api.key")?;
+        let client = connect(&made_from.0, authority, certificate, key)?;
+        // What was seen before stays evidence while the new client makes its first request.
+        let latest = known.map(|entry| entry.latest.clone()).unwrap_or_default();
+        let name = (tenant.namespace.clone(), tenant.name.clone());
+        let probing = probe_for_ever(
+            client.clone(),
+            latest.clone(),
+            self.wake.clone(),
+            name,
+            self.interval,
+            self.metrics.clone(),
+        );
+        let task = tokio::spawn(probing).abort_handle();
+        entries.insert(tenant.uid.clone(), Entry { made_from, client: client.clone(), latest, task });
+        Some(client)
+    }
+
+    /// What the last probe gave.
+    pub(crate) fn latest(&self, uid: &str) -> Option<Probe> {
+        locked(&self.entries).get(uid).and_then(|entry| locked(&entry.latest).clone())
+    }
+
+    /// Whether the last probe succeeded.
+    pub(crate) fn serving(&self, uid: &str) -> bool {
+        matches!(self.latest(uid), Some(Probe { answer: Answer::Serving { .. }, .. }))
+    }
+
+    /// Lets go of a tenant that is gone.
+    pub(crate) fn forget(&self, uid: &str) {
+        locked(&self.entries).remove(uid);
+    }
+}
+
+fn connect(server: &str, authority: &str, certificate: &str, key: &str) -> Option<kube::Client> {
+    let encode = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
+    let mut config = kube::Config::new(server.parse().ok()?);
+    config.root_cert = Some(vec![kaas_pki::Certificate::parse(authority).ok()?.der().to_vec()]);
+    config.auth_info = AuthInfo {
+        client_certificate_data: Some(encode(certificate)),
+        client_key_data: Some(encode(key).into()),
+        ..AuthInfo::default()
+    };
+    config.connect_timeout = Some(CONNECT);
+    config.read_timeout = Some(DEADLINE);
+    // Whoever asks here has a deadline: a blocked server must not be asked fifteen times behind our back.
+    config.default_retry = false;
+    kube::Client::try_from(config).inspect_err(|error| tracing::warn!(%error, "no client for a tenant")).ok()
+}
+
+async fn probe_for_ever(
+    client: kube::Client,
+    latest: Arc<Mutex<Option<Probe>>>,
+    wake: UnboundedSender<Name>,
+    name: Name,
+    interval: Duration,
+    metrics: Arc<Metrics>,
+) {
+    let begin = Instant::now();
+    loop {
+        let mut answer = probe(&client, &metrics).await;
+        if answer.is_err() && locked(&latest).as_ref().is_some_and(is_serving) {
+            // One failure may be a connection that died with its server; a second one is news.
+            sleep(EAGER).await;
+            answer = probe(&client, &metrics).await;
+        }
+        let (changed, serving) = {
+            let mut latest = locked(&latest);
+            let next = note(latest.as_ref(), answer, Timestamp::now());
+            let changed = latest.as_ref().map(is_serving) != Some(is_serving(&next));
+            let serving = is_serving(&next);
+            *latest = Some(next);
+            (changed, serving)
+        };
+        if changed && wake.send(name.clone()).is_err() {
+            return;
+        }
+        let eager = !serving && begin.elapsed() < EAGER_FOR;
+        sleep(if eager { EAGER.min(interval) } else { interval }).await;
+    }
+}
+
+fn is_serving(probe: &Probe) -> bool {
+    matches!(probe.answer, Answer::Serving { .. })
+}
+
+/// A failure remembers since when there was no success.
+fn note(before: Option<&Probe>, answer: Result<String, String>, now: Timestamp) -> Probe {
+    let answer = match answer {
+        Ok(version) => Answer::Serving { version },
+        Err(message) => {
+            let since = match before.map(|probe| &probe.answer) {
+                Some(Answer::Failed { since, .. }) => *since,
+                _ => now,
+            };
+            Answer::Failed { since, message }
+        }
+    };
+    Probe { at: now, answer }
+}
+
+async fn probe(client: &kube::Client, metrics: &Metrics) -> Result<String, String> {
+    let begin = Instant::now();
+    let result = within(DEADLINE, async {
+        let version = client.apiserver_version().await?;
+        // A read of one object is answered by etcd, not from a cache.
+        Api::<Namespace>::all(client.clone()).get("default").await?;
+        Ok(version.git_version)
+    })
+    .await;
+    match result {
+        Ok(version) => {
+            metrics.probes.succeeded(begin.elapsed());
+            Ok(version)
+        }
+        Err(error) => {
+            let class = classify(&error);
+            metrics.probes.failed(class.as_str());
+            debug!(%error, "probe failed");
+            Err(sentence(&error))
+        }
+    }
+}
+
+/// One stable sentence an error: what changes from try to try must not change status.
+fn sentence(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("the API server answered {} {}", status.code, status.reason),
+        kube::Error::Service(cause) if cause.is::<tokio::time::error::Elapsed>() => {
+            format!("no answer within {} s", DEADLINE.as_secs())
+        }
+        other => {
+            let mut text = other.to_string();
+            let mut cause = std::error::Error::source(other);
+            while let Some(inner) = cause {
+                text = inner.to_string();
+                cause = inner.source();
+            }
+            text.chars().take(200).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_remembers_since_when() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let first = note(None, Err("refused".into()), at(10));
+        let second = note(Some(&first), Err("timeout".into()), at(20));
+        assert_eq!(second.answer, Answer::Failed { since: at(10), message: "timeout".into() });
+        let third = note(Some(&second), Ok("v1.37.1".into()), at(30));
+        let fourth = note(Some(&third), Err("refused".into()), at(40));
+        assert_eq!(fourth.answer, Answer::Failed { since: at(40), message: "refused".into() });
+    }
+}
