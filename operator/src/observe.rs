@@ -81,7 +81,12 @@ pub(crate) async fn observe(
     let found = within(DEADLINE, clusters.get_opt(cluster)).await.map_err(failed("TenantCluster", cluster))?;
     let Some(object) = found else { return Ok(None) };
     let uid = object.metadata.uid.clone().unwrap_or_default();
-    let tenant = Tenant { uid, namespace: namespace.to_owned(), name: cluster.to_owned() };
+    let tenant = Tenant::new(uid, namespace, cluster);
+    let namespaces = namespaces(client, &tenant).await?;
+    let tenant = match namespaces.iter().find(|found| found.is_home_of(&tenant)) {
+        Some(found) => tenant.moved_into(&found.name),
+        None => tenant,
+    };
     let home = tenant.control_plane_namespace();
 
     let mut observed = Observed {
@@ -89,7 +94,7 @@ pub(crate) async fn observe(
         platform: sources.platform.clone(),
         cluster: object,
         catalogue: sources.catalogue.clone(),
-        namespaces: namespaces(client, &tenant).await?,
+        namespaces,
         objects: BTreeMap::new(),
         secrets: BTreeMap::new(),
         kubeconfig: None,
@@ -176,6 +181,7 @@ fn namespace(name: String, live: &Live) -> Namespace {
     Namespace {
         name,
         uid: live.uid.clone(),
+        resource_version: live.resource_version.clone(),
         tenant_uid: metadata("/metadata/labels", name::TENANT_UID_LABEL).unwrap_or_default(),
         adopt_by: metadata("/metadata/annotations", name::ADOPT_ANNOTATION),
         terminating: live.terminating,

@@ -5,9 +5,9 @@
 //! set, because server-side apply owns exactly these. Nothing is refused here: what cannot be built is a problem
 //! that is found before.
 //!
-//! Two rules hold for all pod templates. The number of replicas is nowhere in them, so that scaling restarts
-//! nothing; only the list of etcd members is, in the API servers' flags. And no template has a checksum of a Secret
-//! or ConfigMap, so that renewal restarts nothing.
+//! Two rules hold for all pod templates. The number of replicas is nowhere in them, so that scaling restarts nothing;
+//! only the list of etcd members is, in the API servers' flags, and whether a member was ever one of several. And no
+//! template has a checksum of a Secret or ConfigMap, so that renewal restarts nothing.
 
 mod apiserver;
 mod controllers;

@@ -64,6 +64,8 @@ pub struct Namespace {
     pub name: String,
     /// Its UID.
     pub uid: String,
+    /// Its resourceVersion when it was read.
+    pub resource_version: String,
     /// The tenant UID that it is keyed by.
     pub tenant_uid: String,
     /// The UID that the platform allows to take it over.
@@ -198,10 +200,26 @@ pub enum Answer {
     },
 }
 
+impl Namespace {
+    /// Whether it holds this tenant's control plane: by its name, which the UID gives, or because the platform said so.
+    /// A label alone is no proof.
+    pub fn is_home_of(&self, tenant: &Tenant) -> bool {
+        let native = self.name == kaas_crds::name::control_plane_namespace(&tenant.uid);
+        self.tenant_uid == tenant.uid && (native || self.adopt_by.as_deref() == Some(tenant.uid.as_str()))
+    }
+}
+
 impl Observed {
+    /// The earlier namespace that the platform lets this tenant take over, if it has none of its own.
+    pub fn adoptable(&self) -> Option<&Namespace> {
+        let mut earlier = self.namespaces.iter().filter(|namespace| !namespace.terminating);
+        let found = earlier.find(|namespace| namespace.adopt_by.as_deref() == Some(self.tenant.uid.as_str()));
+        found.filter(|_| self.own_namespace().is_none())
+    }
+
     /// The namespace that holds this tenant's control plane, if it exists.
     pub fn own_namespace(&self) -> Option<&Namespace> {
-        self.namespaces.iter().find(|namespace| namespace.tenant_uid == self.tenant.uid)
+        self.namespaces.iter().find(|namespace| namespace.is_home_of(&self.tenant))
     }
 
     /// A live object of the control-plane namespace.

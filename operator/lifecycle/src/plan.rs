@@ -70,6 +70,12 @@ pub fn plan(observed: &Observed) -> Plan {
     };
     let Some(choice) = choice else { return plan };
     plan.pending = choice.pending.clone();
+    if observed.adoptable().is_some() {
+        // What is in it is not known before it is ours.
+        plan.waves = vec![finalizer(observed), foundation(observed)];
+        plan.waves.retain(|wave| !wave.is_empty());
+        return plan;
+    }
     plan.waves = vec![
         finalizer(observed),
         foundation(observed),
@@ -103,13 +109,19 @@ fn finalizer(observed: &Observed) -> Vec<Action> {
     vec![Action::AddFinalizer { resource_version: metadata.resource_version.clone().unwrap_or_default() }]
 }
 
+/// The namespace: found, taken over with the platform's consent, or made.
 fn foundation(observed: &Observed) -> Vec<Action> {
-    match observed.own_namespace() {
-        None => {
-            vec![Action::Apply { object: desired::namespace(&observed.tenant), precondition: Precondition::Absent }]
-        }
-        Some(_) => Vec::new(),
+    if observed.own_namespace().is_some() {
+        return Vec::new();
     }
+    let (tenant, precondition) = match observed.adoptable() {
+        Some(earlier) => {
+            let tenant = observed.tenant.clone().moved_into(&earlier.name);
+            (tenant, Precondition::Version(earlier.resource_version.clone()))
+        }
+        None => (observed.tenant.clone(), Precondition::Absent),
+    };
+    vec![Action::Apply { object: desired::namespace(&tenant), precondition }]
 }
 
 fn surroundings(observed: &Observed, inputs: &Inputs<'_>) -> Vec<Object> {
@@ -154,7 +166,7 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
         let before_its_turn =
             exists && component != component::ETCD && (joining || !rollout::settled_before(observed, component));
         if !without_certificate && !before_its_turn {
-            actions.extend(apply(observed, with_members(observed, object.clone())));
+            actions.extend(apply(observed, with_members(observed, revision::labelled(observed, object.clone()))));
         }
     }
     if !actions.is_empty() {

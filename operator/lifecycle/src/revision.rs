@@ -65,6 +65,7 @@ fn intent(spec: &TenantClusterSpec, hash_version: i64) -> Option<String> {
 
 /// Chooses between what is stored and what would be rendered now.
 pub fn choose(observed: &Observed, fresh: Vec<Object>) -> Choice {
+    let fresh: Vec<Object> = fresh.into_iter().map(anonymous).collect();
     let spec = &observed.cluster.spec;
     let rendering = id(&fresh);
     let next = |number| Revision {
@@ -89,6 +90,23 @@ pub fn choose(observed: &Observed, fresh: Vec<Object>) -> Choice {
     let summary = describe(&current.objects, &fresh);
     let pending = Pending { revision: rendering, summary: cut(&summary.join("\n"), 4096) };
     Choice { revision: current, store: false, pending: Some(pending) }
+}
+
+/// A workload without its own labels: they say whose it is, which can change (adoption), not what runs.
+fn anonymous(mut object: Object) -> Object {
+    if let Some(metadata) = object.content.pointer_mut("/metadata").and_then(Value::as_object_mut) {
+        metadata.remove("labels");
+    }
+    object
+}
+
+/// A stored workload with the labels of whose it is now.
+pub fn labelled(observed: &Observed, mut object: Object) -> Object {
+    let labels = observed.tenant.labels(&object.reference.name);
+    if let Some(metadata) = object.content.pointer_mut("/metadata").and_then(Value::as_object_mut) {
+        metadata.insert("labels".into(), json!(labels));
+    }
+    object
 }
 
 /// The newest stored revision.

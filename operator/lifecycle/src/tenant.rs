@@ -14,12 +14,26 @@ pub struct Tenant {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// Namespace of its control plane: derived from the UID, unless the platform had it take over an earlier one.
+    home: String,
 }
 
 impl Tenant {
+    /// A tenant in the namespace that its UID gives it.
+    pub fn new(uid: impl Into<String>, namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        let uid = uid.into();
+        let home = name::control_plane_namespace(&uid);
+        Tenant { uid, namespace: namespace.into(), name: name.into(), home }
+    }
+
+    /// The same tenant with the control plane that it took over.
+    pub fn moved_into(self, home: impl Into<String>) -> Self {
+        Tenant { home: home.into(), ..self }
+    }
+
     /// Namespace of its control plane.
     pub fn control_plane_namespace(&self) -> String {
-        name::control_plane_namespace(&self.uid)
+        self.home.clone()
     }
 
     /// Labels of every object that belongs to it.

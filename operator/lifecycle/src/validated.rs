@@ -91,16 +91,21 @@ pub fn validate(observed: &Observed) -> (Option<&KubernetesReleaseSpec>, Vec<Pro
 /// A namespace of an earlier object of this name holds that object's data. Building an empty control plane beside it
 /// would look like success.
 fn adoption(observed: &Observed) -> Option<Problem> {
-    if observed.own_namespace().is_some() {
+    if observed.own_namespace().is_some() || observed.adoptable().is_some() {
         return None;
     }
     let orphan = observed.namespaces.iter().find(|namespace| !namespace.terminating)?;
     Some(Problem {
         reason: Reason::AdoptionNeeded,
         message: format!(
-            "Namespace {} holds the control plane of an earlier TenantCluster {}/{} (UID {}); delete that namespace to \
-             start empty, or restore the earlier object: nothing is built beside it",
-            orphan.name, observed.tenant.namespace, observed.tenant.name, orphan.tenant_uid
+            "Namespace {0} holds the control plane of an earlier TenantCluster {1}/{2} (UID {3}), and no second one is \
+             built beside it; to take it over: kubectl annotate namespace {0} {4}={5}; to start empty: delete it",
+            orphan.name,
+            observed.tenant.namespace,
+            observed.tenant.name,
+            orphan.tenant_uid,
+            name::ADOPT_ANNOTATION,
+            observed.tenant.uid
         ),
         owner: Owner::Platform,
     })

@@ -1,7 +1,7 @@
 //! etcd: its StatefulSet, its one headless Service, the ConfigMap that members start from, their disruption budget.
 //!
 //! The StatefulSet restarts nobody (`OnDelete`): the operator alone does, member by member. What changes with the
-//! membership is in a ConfigMap, so that the pod template is the same for one member and for five.
+//! membership is in a ConfigMap, so that the pod template is the same for three members and for five.
 
 use std::collections::BTreeMap;
 
@@ -37,10 +37,11 @@ const VOLUME_PER_QUOTA: u64 = 4;
 
 /// Grace for whoever else ends a member's pod, a drain for example; the operator says its own when it restarts one.
 /// A member closes its listener at once, waits 5 s + 2 x election timeout for watches that never end, and only then
-/// hands its leadership over: 8 s. Killed before that, a leader takes every write under way with it (they fail after
-/// 7 s), and there is no leader for a second or two; at the end of it few writes are lost or none. The price is that
-/// a single member is away for 5 s instead of 2, in which requests wait and do not fail.
-const GRACE_SECONDS: u32 = 10;
+/// hands its leadership over: 8 s. A leader that is killed before that takes every write under way with it, and for a
+/// second or two there is none; at the end of it few writes are lost or none.
+const SEVERAL_GRACE_SECONDS: u32 = 10;
+/// A lone member has nobody to hand over to, and what it acknowledged is synced: the sooner it is back the better.
+const LONE_GRACE_SECONDS: u32 = 2;
 
 /// Who the members are: what one that starts for the first time must know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +136,7 @@ pub(super) fn stateful_set(inputs: &Inputs<'_>) -> Object {
             component: ETCD,
             containers: vec![container(inputs)],
             volumes,
-            grace_seconds: GRACE_SECONDS,
+            grace_seconds: if inputs.alone { LONE_GRACE_SECONDS } else { SEVERAL_GRACE_SECONDS },
             template_label: None,
         };
         spec.insert("template".into(), pod.template(inputs));

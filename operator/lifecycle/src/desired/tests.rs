@@ -25,6 +25,7 @@ struct World {
     release: KubernetesReleaseSpec,
     platform: Platform,
     existing: bool,
+    alone: bool,
 }
 
 impl World {
@@ -37,7 +38,7 @@ impl World {
         spec.etcd.replicas = 1;
         spec.etcd.storage = Storage { persistent: None, ephemeral: Some(EphemeralStorage {}) };
         World {
-            tenant: Tenant { uid: "5f0c6f0e-uid".into(), namespace: "demo".into(), name: "blue".into() },
+            tenant: Tenant::new("5f0c6f0e-uid", "demo", "blue"),
             spec,
             release: KubernetesReleaseSpec {
                 version: "v1.37.1".into(),
@@ -50,6 +51,7 @@ impl World {
             },
             platform: Platform { operator_namespace: "kaas-system".into(), ..Platform::default() },
             existing: false,
+            alone: true,
         }
     }
 
@@ -63,6 +65,7 @@ impl World {
         world.platform.registry = "mirror.example".into();
         world.platform.priority_class = "kaas-control-plane".into();
         world.existing = true;
+        world.alone = false;
         world
     }
 
@@ -72,7 +75,13 @@ impl World {
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        Inputs { tenant: &self.tenant, spec: &self.spec, release: &self.release, platform: &self.platform, alone: self.spec.etcd.replicas == 1 }
+        Inputs {
+            tenant: &self.tenant,
+            spec: &self.spec,
+            release: &self.release,
+            platform: &self.platform,
+            alone: self.alone,
+        }
     }
 
     fn workloads(&self) -> Vec<Object> {
@@ -117,8 +126,9 @@ fn any_world() -> impl Strategy<Value = World> {
         storage,
         platform,
         any::<bool>(),
+        any::<bool>(),
     )
-        .prop_map(|(replicas, members, kind, port, storage, platform, existing)| {
+        .prop_map(|(replicas, members, kind, port, storage, platform, existing, alone)| {
             World::small().with(|world| {
                 world.spec.control_plane.replicas = replicas;
                 world.spec.etcd.replicas = members;
@@ -133,6 +143,7 @@ fn any_world() -> impl Strategy<Value = World> {
                 (world.platform.registry, world.platform.priority_class, world.platform.operator_namespace) =
                     platform;
                 world.existing = existing;
+                world.alone = alone && members == 1;
             })
         })
 }
@@ -148,18 +159,20 @@ fn a_large_cluster_differs_from_a_small_one() {
     insta::assert_snapshot!(World::small().against(&World::large()), @r#"
     Service kube-apiserver: - spec.ports[https].nodePort=30443
     Service kube-apiserver: spec.type: NodePort -> LoadBalancer
-    ConfigMap etcd-bootstrap: data.ETCD_ELECTION_TIMEOUT: 100 -> 1000
-    ConfigMap etcd-bootstrap: data.ETCD_HEARTBEAT_INTERVAL: 10 -> 100
     ConfigMap etcd-bootstrap: data.ETCD_INITIAL_CLUSTER: etcd-0=https://etcd-0.etcd.kaas-5f0c6f0e-uid.svc:2380 -> etcd-0=https://etcd-0.etcd.kaas-5f0c6f0e-uid.svc:2380,etcd-1=https://etcd-1.etcd.kaas-5f0c6f0e-uid.svc:2380,etcd-2=ht...
-    ConfigMap etcd-bootstrap: data.ETCD_INITIAL_CLUSTER_STATE: new -> existing
-    ConfigMap etcd-bootstrap: + data.cluster-id=c0ffee
+    ConfigMap etcd-identity: new
     PodDisruptionBudget etcd: new
     PodDisruptionBudget kube-apiserver: new
     PodDisruptionBudget kube-controllers: new
     StatefulSet etcd: + spec.persistentVolumeClaimRetentionPolicy={"whenDeleted":"Retain","whenScaled":"Delete"}
     StatefulSet etcd: spec.replicas: 1 -> 3
+    StatefulSet etcd: - --heartbeat-interval=10
+    StatefulSet etcd: - --election-timeout=100
+    StatefulSet etcd: + --heartbeat-interval=100
+    StatefulSet etcd: + --election-timeout=1000
     StatefulSet etcd: spec.template.spec.containers[etcd].image: registry.k8s.io/etcd:3.7.3-0 -> mirror.example/etcd:3.7.3-0
     StatefulSet etcd: + spec.template.spec.priorityClassName=kaas-control-plane
+    StatefulSet etcd: spec.template.spec.terminationGracePeriodSeconds: 2 -> 10
     StatefulSet etcd: - spec.template.spec.volumes[data]
     StatefulSet etcd: + spec.volumeClaimTemplates=[{"apiVersion":"v1","kind":"PersistentVolumeClaim","metadata":{"labels":{"app.kubernetes.io/managed-by":"kaas","app.k...
     Deployment kube-apiserver: spec.replicas: 1 -> 3
@@ -180,7 +193,8 @@ fn a_change_reaches_what_it_is_about() {
     let cases: Vec<(&str, World)> = vec![
         ("two API servers", one.clone().with(|world| world.spec.control_plane.replicas = 2)),
         ("five API servers", one.clone().with(|world| world.spec.control_plane.replicas = 5)),
-        ("three members", one.clone().with(|world| world.spec.etcd.replicas = 3)),
+        ("one member of several", one.clone().with(|world| world.alone = false)),
+        ("three members", one.clone().with(|world| (world.spec.etcd.replicas, world.alone) = (3, false))),
         ("any node port", one.clone().with(|world| world.spec.control_plane.endpoint.node_port = None)),
         (
             "a small volume",
@@ -220,12 +234,22 @@ fn a_change_reaches_what_it_is_about() {
     Deployment kube-apiserver: spec.replicas: 1 -> 5
     Deployment kube-controllers: spec.replicas: 1 -> 2
 
+    one member of several:
+    StatefulSet etcd: - --heartbeat-interval=10
+    StatefulSet etcd: - --election-timeout=100
+    StatefulSet etcd: + --heartbeat-interval=100
+    StatefulSet etcd: + --election-timeout=1000
+    StatefulSet etcd: spec.template.spec.terminationGracePeriodSeconds: 2 -> 10
+
     three members:
-    ConfigMap etcd-bootstrap: data.ETCD_ELECTION_TIMEOUT: 100 -> 1000
-    ConfigMap etcd-bootstrap: data.ETCD_HEARTBEAT_INTERVAL: 10 -> 100
     ConfigMap etcd-bootstrap: data.ETCD_INITIAL_CLUSTER: etcd-0=https://etcd-0.etcd.kaas-5f0c6f0e-uid.svc:2380 -> etcd-0=https://etcd-0.etcd.kaas-5f0c6f0e-uid.svc:2380,etcd-1=https://etcd-1.etcd.kaas-5f0c6f0e-uid.svc:2380,etcd-2=ht...
     PodDisruptionBudget etcd: new
     StatefulSet etcd: spec.replicas: 1 -> 3
+    StatefulSet etcd: - --heartbeat-interval=10
+    StatefulSet etcd: - --election-timeout=100
+    StatefulSet etcd: + --heartbeat-interval=100
+    StatefulSet etcd: + --election-timeout=1000
+    StatefulSet etcd: spec.template.spec.terminationGracePeriodSeconds: 2 -> 10
     Deployment kube-apiserver: - --etcd-servers=https://etcd-0.etcd.kaas-5f0c6f0e-uid.svc:2379
     Deployment kube-apiserver: + --etcd-servers=https://etcd-0.etcd.kaas-5f0c6f0e-uid.svc:2379,https://etcd-1.etcd.kaas-5f0c6f0e-uid.svc:2379,https://...
 
@@ -266,8 +290,7 @@ fn a_change_reaches_what_it_is_about() {
     NetworkPolicy etcd: - spec.ingress[0].from[2]
 
     an existing cluster:
-    ConfigMap etcd-bootstrap: data.ETCD_INITIAL_CLUSTER_STATE: new -> existing
-    ConfigMap etcd-bootstrap: + data.cluster-id=c0ffee
+    ConfigMap etcd-identity: new
     "#);
 }
 

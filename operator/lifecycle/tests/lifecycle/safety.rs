@@ -136,6 +136,31 @@ fn an_orphan_is_not_doubled() {
 }
 
 #[test]
+fn an_orphan_is_taken_over_with_consent() {
+    let mut world = World::demo();
+    world.settle();
+    let (etcd, pods) = (world.etcd_id, world.pods.clone());
+    world.namespaces[0].tenant_uid = "an earlier one".into();
+    world.namespaces[0].adopt_by = Some(crate::world::UID.into());
+    world.cluster.status = None;
+    world.cluster.metadata.finalizers = None;
+    world.settle();
+    assert_eq!(world.summary(), "Running");
+    assert_eq!(world.namespaces.len(), 1);
+    assert_eq!((world.etcd_id, &world.pods), (etcd, &pods), "nothing restarts");
+}
+
+#[test]
+fn a_label_alone_makes_no_home() {
+    let mut world = World::demo();
+    world.settle();
+    world.namespaces[0].name = "a-trap".into();
+    world.cluster.status = None;
+    world.settle();
+    assert_eq!(world.condition("Stalled"), ("True".into(), "AdoptionNeeded".into()));
+}
+
+#[test]
 fn lost_authorities_are_not_made_anew() {
     let mut world = World::demo();
     world.settle();

@@ -131,7 +131,11 @@ impl World {
     }
 
     pub fn tenant(&self) -> Tenant {
-        Tenant { uid: UID.into(), namespace: "demo".into(), name: "blue".into() }
+        let tenant = Tenant::new(UID, "demo", "blue");
+        match self.namespaces.iter().find(|namespace| namespace.is_home_of(&tenant)) {
+            Some(namespace) => tenant.moved_into(&namespace.name),
+            None => tenant,
+        }
     }
 
     fn next(&mut self) -> String {
@@ -261,10 +265,15 @@ impl World {
         let reference = &object.reference;
         let (version, mut content) = (self.next(), object.content.clone());
         if reference.kind == Kind::Namespace {
+            if let Some(adopted) = self.namespaces.iter_mut().find(|found| found.name == reference.name) {
+                adopted.tenant_uid = content["metadata"]["labels"]["kaas.dev/tenant-uid"].as_str().unwrap().into();
+                return Ok(());
+            }
             self.namespaces.push(Namespace {
                 name: reference.name.clone(),
                 uid: format!("uid-{version}"),
                 tenant_uid: content["metadata"]["labels"]["kaas.dev/tenant-uid"].as_str().unwrap().into(),
+                resource_version: version,
                 adopt_by: None,
                 terminating: false,
                 remaining: vec![],

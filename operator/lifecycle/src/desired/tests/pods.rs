@@ -155,6 +155,35 @@ proptest! {
     }
 }
 
+#[test]
+fn what_a_pod_reads_is_rendered() {
+    for world in [World::small(), World::large()] {
+        let maps: BTreeMap<String, Value> = world
+            .surroundings()
+            .into_iter()
+            .filter(|object| object.reference.kind == Kind::ConfigMap)
+            .map(|object| (object.reference.name, object.content["data"].clone()))
+            .collect();
+        for (component, template) in templates(&world) {
+            for volume in template["spec"]["volumes"].as_array().unwrap() {
+                let map = volume["configMap"]["name"].as_str();
+                assert!(map.is_none_or(|map| maps.contains_key(map)), "{component}: {volume}");
+            }
+            for variable in
+                containers(&template).iter().flat_map(|container| container["env"].as_array()).flatten()
+            {
+                let Some(source) = variable["valueFrom"].get("configMapKeyRef") else { continue };
+                let value = maps
+                    .get(source["name"].as_str().unwrap())
+                    .map(|data| &data[source["key"].as_str().unwrap()]);
+                // What is optional may be missing before a cluster exists, and then no longer.
+                let may_miss = source["optional"] == true && !world.existing;
+                assert!(may_miss || value.is_some_and(Value::is_string), "{component}: {variable}");
+            }
+        }
+    }
+}
+
 /// Files of the key directory that are mounted into a container.
 fn mounted(template: &Value, container: &Value) -> BTreeSet<String> {
     let directory = crate::key_material::DIRECTORY;
