@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,8 @@ use crate::lock::Lock;
 
 /// Another clone may be building the same component.
 const LOCK_DEADLINE: Duration = Duration::from_secs(1800);
+/// Every change of a pin or of the operator leaves an entry behind.
+const UNUSED: Duration = Duration::from_secs(14 * 24 * 3600);
 const MANIFEST: &str = "manifest.json";
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,6 +68,7 @@ impl Entry {
     pub(crate) fn programs(&self, component: &Component) -> Option<BTreeMap<String, PathBuf>> {
         let text = std::fs::read(self.directory.join(MANIFEST)).ok()?;
         let manifest: Manifest = serde_json::from_slice(&text).ok()?;
+        touch(&self.directory);
         component
             .programs
             .iter()
@@ -99,10 +102,52 @@ impl Entry {
     }
 }
 
+/// Says that an entry was used just now, so that it is not pruned.
+pub(crate) fn touch(path: &Path) {
+    if let Ok(file) = std::fs::File::open(path) {
+        // A cache on a read-only disk still works; it is only never pruned.
+        let _ = file.set_modified(SystemTime::now());
+    }
+}
+
+/// Removes programs and images that no clone has used for two weeks.
+pub(crate) fn prune(cache: &Cache) {
+    prune_directory(&cache.binaries(), UNUSED);
+    prune_directory(&cache.images(), UNUSED);
+}
+
+fn prune_directory(directory: &Path, unused: Duration) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let age = entry
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .ok()
+            .and_then(|time| time.elapsed().ok());
+        if age.is_some_and(|age| age > unused) {
+            let path = entry.path();
+            let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::component::COMPONENTS;
+
+    #[test]
+    fn only_what_is_unused_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (old, used) = (directory.path().join("old"), directory.path().join("used"));
+        for path in [&old, &used] {
+            std::fs::create_dir(path).unwrap();
+            let file = std::fs::File::open(path).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+        }
+        touch(&used);
+        prune_directory(directory.path(), Duration::from_secs(60));
+        assert!(!old.exists() && used.exists());
+    }
 
     #[test]
     fn a_changed_program_is_not_used() {

@@ -120,6 +120,7 @@ fn build_components(
         toolbox.programs.extend(programs);
     }
     go_build.close();
+    crate::cache::prune(cache);
     Ok(toolbox)
 }
 
@@ -209,7 +210,9 @@ fn build_operator(repository: &Repository, cache: &Cache) -> Result<PathBuf, Err
         std::fs::copy(&built, &copy).map_err(Error::io("copy", &built))?;
         std::fs::rename(&copy, &program).map_err(Error::io("create", &program))?;
         say(format!("  built {name} in {seconds} s"));
+        crate::cache::prune(cache);
     }
+    crate::cache::touch(&directory);
     Ok(program)
 }
 

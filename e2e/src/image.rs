@@ -124,7 +124,10 @@ impl Image {
         let sum = directory.join(format!("{key}.digest"));
         let _lock = Lock::exclusive(&cache.locks().join("images"), std::time::Duration::from_secs(300))?;
         let digest = match std::fs::read_to_string(&sum) {
-            Ok(digest) if path.exists() => digest,
+            Ok(digest) if path.exists() => {
+                [&path, &sum].into_iter().for_each(|file| crate::cache::touch(file));
+                digest
+            }
             _ => {
                 std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
                 let digest = self.write(&files, &path)?;

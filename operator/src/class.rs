@@ -59,15 +59,21 @@ pub fn classify(error: &kube::Error) -> Class {
         kube::Error::Api(status) => match (status.code, status.reason.as_str()) {
             (409, _) => Class::Conflict,
             // A namespace that terminates forbids creation: that passes.
-            (403, _) if status.details.as_ref().is_some_and(|details| {
-                details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating")
-            }) => Class::Transient,
+            (403, _)
+                if status.details.as_ref().is_some_and(|details| {
+                    details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating")
+                }) =>
+            {
+                Class::Transient
+            }
             (401 | 403, _) => Class::Denied,
             (404, _) => Class::NotFound,
             (400 | 405 | 413 | 415 | 422, _) => Class::Invalid,
             _ => Class::Transient,
         },
-        kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_) => Class::Unreachable,
+        kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_) => {
+            Class::Unreachable
+        }
         kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => Class::Bug,
         _ => Class::Transient,
     }

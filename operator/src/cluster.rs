@@ -6,7 +6,10 @@ use kaas_crds::name::FIELD_MANAGER;
 use kaas_lifecycle::action::Precondition;
 use kaas_lifecycle::object::{Kind, Object, Reference};
 use kaas_lifecycle::observed::Live;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions, ValidationDirective};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions,
+    ValidationDirective,
+};
 use kube::core::GroupVersionKind;
 use serde_json::Value;
 
@@ -64,7 +67,11 @@ pub(crate) async fn list(
 }
 
 /// Applies an object under its precondition.
-pub(crate) async fn apply(client: &kube::Client, object: &Object, precondition: &Precondition) -> Result<Live, kube::Error> {
+pub(crate) async fn apply(
+    client: &kube::Client,
+    object: &Object,
+    precondition: &Precondition,
+) -> Result<Live, kube::Error> {
     let mut content = object.content.clone();
     if let (Precondition::Version(version), Some(metadata)) =
         (precondition, content.pointer_mut("/metadata").and_then(Value::as_object_mut))

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use etcd_client::{
-    AlarmAction, AlarmType, Certificate, Client, ConnectOptions, Error, Identity, MemberAddOptions, MemberListResponse,
-    StatusResponse, TlsOptions,
+    AlarmAction, AlarmType, Certificate, Client, ConnectOptions, Error, Identity, MemberAddOptions,
+    MemberListResponse, StatusResponse, TlsOptions,
 };
 use k8s_openapi::api::core::v1::Pod;
 use kaas_crds::name::{self, component};
@@ -34,7 +34,8 @@ pub(crate) async fn connect(tenant: &Tenant, addresses: &[String], keyring: &Key
         .identity(Identity::from_pem(certificate, key))
         .domain_name(format!("etcd.{}.svc", tenant.control_plane_namespace()));
     let options = ConnectOptions::new().with_tls(tls).with_connect_timeout(DEADLINE).with_timeout(DEADLINE);
-    let endpoints: Vec<String> = addresses.iter().map(|address| format!("https://{address}:{PORT}")).collect();
+    let endpoints: Vec<String> =
+        addresses.iter().map(|address| format!("https://{address}:{PORT}")).collect();
     match tokio::time::timeout(DEADLINE, Client::connect(&endpoints, Some(options))).await {
         Ok(Ok(client)) => Some(Connection(client)),
         Ok(Err(error)) => {
@@ -83,9 +84,11 @@ pub(crate) fn member_address(pod: &Pod) -> Option<(String, String)> {
         return None;
     }
     let status = pod.status.as_ref()?;
-    let running = status.container_statuses.iter().flatten().any(|container| {
-        container.state.as_ref().is_some_and(|state| state.running.is_some())
-    });
+    let running = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
     let address = status.pod_ip.clone().filter(|_| running)?;
     Some((pod.metadata.name.clone()?, address))
 }

@@ -103,8 +103,10 @@ pub(crate) async fn execute(
 ) -> Result<(), Error> {
     for wave in &plan.waves {
         let ring = &*keyring;
-        let actions: Vec<_> = wave.iter().map(|action| guarded(tools, action, observed, ring).boxed()).collect();
-        let results: Vec<Result<Option<issue::Made>, Error>> = iter(actions).buffer_unordered(AT_ONCE).collect().await;
+        let actions: Vec<_> =
+            wave.iter().map(|action| guarded(tools, action, observed, ring).boxed()).collect();
+        let results: Vec<Result<Option<issue::Made>, Error>> =
+            iter(actions).buffer_unordered(AT_ONCE).collect().await;
         for result in results {
             if let Some(made) = result? {
                 keyring.put(&made.secret, made.entries);
@@ -136,11 +138,18 @@ async fn act(
 ) -> Result<Option<issue::Made>, Error> {
     let client = tools.client;
     match action {
-        Action::AddFinalizer { resource_version } => finalizer(client, observed, resource_version, true).await?,
-        Action::RemoveFinalizer { resource_version } => finalizer(client, observed, resource_version, false).await?,
+        Action::AddFinalizer { resource_version } => {
+            finalizer(client, observed, resource_version, true).await?
+        }
+        Action::RemoveFinalizer { resource_version } => {
+            finalizer(client, observed, resource_version, false).await?
+        }
         Action::Apply { object, precondition } => {
             tracing::info!(object = %object.reference, "apply");
-            cluster::apply(client, object, precondition).await.map(drop).map_err(failed("apply", &object.reference))?;
+            cluster::apply(client, object, precondition)
+                .await
+                .map(drop)
+                .map_err(failed("apply", &object.reference))?;
         }
         Action::Delete { reference, uid, grace } => {
             tracing::info!(object = %reference, uid, "delete");
@@ -187,7 +196,12 @@ fn label(action: &Action) -> (String, &'static str) {
 }
 
 /// Sets or clears our finalizer by server-side apply: other finalizers are not ours to know.
-async fn finalizer(client: &kube::Client, observed: &Observed, version: &str, present: bool) -> Result<(), Error> {
+async fn finalizer(
+    client: &kube::Client,
+    observed: &Observed,
+    version: &str,
+    present: bool,
+) -> Result<(), Error> {
     let tenant = &observed.tenant;
     let clusters: Api<TenantCluster> = Api::namespaced(client.clone(), &tenant.namespace);
     let finalizers: &[&str] = if present { &[name::FINALIZER] } else { &[] };
@@ -200,12 +214,20 @@ async fn finalizer(client: &kube::Client, observed: &Observed, version: &str, pr
     match within(DEADLINE, clusters.patch(&tenant.name, &params, &Patch::Apply(&patch))).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 && !present => Ok(()),
-        Err(source) => Err(Error::Write { what: format!("finalizer of TenantCluster {}/{}", tenant.namespace, tenant.name), source }),
+        Err(source) => Err(Error::Write {
+            what: format!("finalizer of TenantCluster {}/{}", tenant.namespace, tenant.name),
+            source,
+        }),
     }
 }
 
 /// Sends an order to the members; leadership can only be given away by the leader itself.
-async fn order_etcd(client: &kube::Client, order: &EtcdOrder, observed: &Observed, keyring: &Keyring) -> Result<(), Error> {
+async fn order_etcd(
+    client: &kube::Client,
+    order: &EtcdOrder,
+    observed: &Observed,
+    keyring: &Keyring,
+) -> Result<(), Error> {
     let what = format!("{order:?}");
     let home = observed.tenant.control_plane_namespace();
     let selector = format!("{}={}", name::COMPONENT_LABEL, name::component::ETCD);
@@ -213,10 +235,14 @@ async fn order_etcd(client: &kube::Client, order: &EtcdOrder, observed: &Observe
     let found = within(DEADLINE, pods.list(&ListParams::default().labels(&selector)))
         .await
         .map_err(failed("list", &Reference::namespaced(Kind::Pod, &home, "etcd")))?;
-    let leader = observed.etcd.as_ref().and_then(|etcd| etcd.members.iter().find(|member| member.id == etcd.leader));
+    let leader =
+        observed.etcd.as_ref().and_then(|etcd| etcd.members.iter().find(|member| member.id == etcd.leader));
     let addresses = found.items.iter().filter_map(etcd::member_address);
     let addresses: Vec<String> = addresses
-        .filter(|(name, _)| !matches!(order, EtcdOrder::MoveLeader { .. }) || leader.is_some_and(|leader| leader.name == *name))
+        .filter(|(name, _)| {
+            !matches!(order, EtcdOrder::MoveLeader { .. })
+                || leader.is_some_and(|leader| leader.name == *name)
+        })
         .map(|(_, address)| address)
         .collect();
     let mut connection = etcd::connect(&observed.tenant, &addresses, keyring)

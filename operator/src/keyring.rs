@@ -23,7 +23,8 @@ impl Keyring {
     pub(crate) fn read(&mut self, secret: &Secret) {
         let name = secret.metadata.name.clone().unwrap_or_default();
         let entries = secret.data.iter().flatten();
-        let texts = entries.filter_map(|(key, bytes)| Some((key.clone(), String::from_utf8(bytes.0.clone()).ok()?)));
+        let texts =
+            entries.filter_map(|(key, bytes)| Some((key.clone(), String::from_utf8(bytes.0.clone()).ok()?)));
         self.0.insert(name, texts.collect());
     }
 
@@ -43,7 +44,10 @@ impl Keyring {
     }
 
     /// An authority, ready to sign.
-    pub(crate) fn authority(&self, authority: Authority) -> Option<Result<kaas_pki::Authority, kaas_pki::Error>> {
+    pub(crate) fn authority(
+        &self,
+        authority: Authority,
+    ) -> Option<Result<kaas_pki::Authority, kaas_pki::Error>> {
         let certificate = self.authority_certificate(authority)?;
         let key = self.get(AUTHORITY_SECRET, &format!("{}.key", authority.file()))?;
         Some(kaas_pki::Authority::load(certificate, key))

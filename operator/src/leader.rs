@@ -340,7 +340,7 @@ impl Desk {
                 )),
                 code => self.fail(format!("answered {code}: {}", status.message)),
             },
-            Ok(Err(failure)) => self.fail(format!("request failed: {failure}")),
+            Ok(Err(failure)) => self.fail(format!("request failed: {}", causes(&failure))),
             Err(_) => self.fail(format!("no answer within {:?}", self.timing.attempt())),
         };
         if !matches!(answer, Answer::Failed) {
@@ -389,6 +389,20 @@ impl std::fmt::Display for Desk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
     }
+}
+
+/// An error and what caused it: a client's own text seldom says more than that it failed.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
 }
 
 /// The same pause after every failure of the watch: a Lease is one small object, and a standby must not be late.

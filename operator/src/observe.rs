@@ -2,14 +2,17 @@
 //!
 //! Watches only wake; what is decided on is read now, so that no decision rests on a stale cache.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::{try_join, try_join_all};
 use futures::join;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kaas_crds::{KubernetesReleaseSpec, TenantCluster, name};
+use kaas_lifecycle::endpoint;
 use kaas_lifecycle::object::{Kind, Reference};
 use kaas_lifecycle::observed::{Live, Namespace, Observed};
 use kaas_lifecycle::tenant::{Platform, Tenant};
@@ -58,6 +61,9 @@ pub(crate) struct Sources<'a> {
     pub(crate) tenants: &'a Arc<Tenants>,
 }
 
+/// How long a name may take to resolve.
+const RESOLVE: Duration = Duration::from_secs(2);
+
 /// Kinds in the control-plane namespace that are compared field by field.
 const KINDS: [Kind; 8] = [
     Kind::ConfigMap,
@@ -78,7 +84,8 @@ pub(crate) async fn observe(
 ) -> Result<Option<(Observed, Keyring)>, Error> {
     let client = sources.client;
     let clusters: Api<TenantCluster> = Api::namespaced(client.clone(), namespace);
-    let found = within(DEADLINE, clusters.get_opt(cluster)).await.map_err(failed("TenantCluster", cluster))?;
+    let found =
+        within(DEADLINE, clusters.get_opt(cluster)).await.map_err(failed("TenantCluster", cluster))?;
     let Some(object) = found else { return Ok(None) };
     let uid = object.metadata.uid.clone().unwrap_or_default();
     let tenant = Tenant::new(uid, namespace, cluster);
@@ -101,14 +108,16 @@ pub(crate) async fn observe(
         pods: Vec::new(),
         etcd: None,
         probe: None,
+        addresses: BTreeSet::new(),
         inside: None,
         tenant,
     };
     let mut keyring = Keyring::default();
     let beside: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let kubeconfig_name = name::kubeconfig_secret(cluster);
-    let kubeconfig =
-        within(DEADLINE, beside.get_opt(&kubeconfig_name)).await.map_err(failed("Secret", &kubeconfig_name))?;
+    let kubeconfig = within(DEADLINE, beside.get_opt(&kubeconfig_name))
+        .await
+        .map_err(failed("Secret", &kubeconfig_name))?;
     if observed.own_namespace().is_none() {
         observed.kubeconfig = kubeconfig.map(|found| secret::facts(&found, &keyring));
         return Ok(Some((observed, keyring)));
@@ -120,7 +129,9 @@ pub(crate) async fn observe(
     let pods: Api<Pod> = Api::namespaced(client.clone(), &home);
     let objects = try_join_all(KINDS.map(|kind| {
         let (home, selector) = (&home, &selector);
-        async move { cluster::list(client, kind, Some(home), selector).await.map_err(failed(&kind.to_string(), home)) }
+        async move {
+            cluster::list(client, kind, Some(home), selector).await.map_err(failed(&kind.to_string(), home))
+        }
     }));
     let rest = try_join(
         async { within(DEADLINE, secrets.list(&params)).await.map_err(failed("Secrets", &home)) },
@@ -137,11 +148,16 @@ pub(crate) async fn observe(
     observed.kubeconfig = kubeconfig.map(|found| secret::facts(&found, &keyring));
     observed.pods = pods.items.iter().map(pod::facts).collect();
     if !observed.deleting() {
-        let (etcd, inside) =
-            join!(etcd::observe(&observed.tenant, &pods.items, &keyring), inside(sources, &observed, &keyring));
+        let (etcd, inside) = join!(
+            etcd::observe(&observed.tenant, &pods.items, &keyring),
+            inside(sources, &observed, &keyring)
+        );
         observed.etcd = etcd;
         observed.inside = inside;
         observed.probe = sources.tenants.latest(&observed.tenant.uid);
+        if let Some(endpoint) = endpoint::endpoint(&observed) {
+            observed.addresses = resolve(&endpoint.host, endpoint.port).await;
+        }
     }
     Ok(Some((observed, keyring)))
 }
@@ -149,6 +165,21 @@ pub(crate) async fn observe(
 fn failed(kind: &str, name: &str) -> impl FnOnce(kube::Error) -> Error {
     let what = format!("{kind} {name}");
     move |source| Error::Read { what, source }
+}
+
+/// Addresses of a host. A name that does not resolve now gives none, which changes nothing.
+async fn resolve(host: &str, port: u16) -> BTreeSet<IpAddr> {
+    if let Ok(address) = host.parse() {
+        return BTreeSet::from([address]);
+    }
+    match tokio::time::timeout(RESOLVE, tokio::net::lookup_host((host, port))).await {
+        Ok(Ok(found)) => found.map(|address| address.ip()).collect(),
+        Ok(Err(error)) => {
+            tracing::debug!(host, %error, "the endpoint's name does not resolve");
+            BTreeSet::new()
+        }
+        Err(_) => BTreeSet::new(),
+    }
 }
 
 /// The tenant's namespace, and those of earlier objects of its name.
@@ -162,7 +193,9 @@ async fn namespaces(client: &kube::Client, tenant: &Tenant) -> Result<Vec<Namesp
         name::TENANT_NAME_LABEL,
         tenant.name
     );
-    let found = cluster::list(client, Kind::Namespace, None, &selector).await.map_err(failed("Namespaces", &selector))?;
+    let found = cluster::list(client, Kind::Namespace, None, &selector)
+        .await
+        .map_err(failed("Namespaces", &selector))?;
     Ok(found.into_iter().map(|(reference, live)| namespace(reference.name, &live)).collect())
 }
 
@@ -170,12 +203,15 @@ fn namespace(name: String, live: &Live) -> Namespace {
     let metadata = |part: &str, key: &str| {
         live.get(part).and_then(|map| map.get(key)).and_then(|value| value.as_str()).map(str::to_owned)
     };
-    let blocking = ["NamespaceDeletionContentFailure", "NamespaceContentRemaining", "NamespaceFinalizersRemaining"];
+    let blocking =
+        ["NamespaceDeletionContentFailure", "NamespaceContentRemaining", "NamespaceFinalizersRemaining"];
     let conditions = live.get("/status/conditions").and_then(|list| list.as_array());
     let remaining = conditions
         .into_iter()
         .flatten()
-        .filter(|condition| condition["status"] == "True" && blocking.iter().any(|kind| condition["type"] == **kind))
+        .filter(|condition| {
+            condition["status"] == "True" && blocking.iter().any(|kind| condition["type"] == **kind)
+        })
         .filter_map(|condition| condition["message"].as_str().map(str::to_owned))
         .collect();
     Namespace {
@@ -190,7 +226,11 @@ fn namespace(name: String, live: &Live) -> Namespace {
 }
 
 /// Our objects inside the tenant; `None` unless its API answered the last probe and this read.
-async fn inside(sources: &Sources<'_>, observed: &Observed, keyring: &Keyring) -> Option<BTreeMap<Reference, Live>> {
+async fn inside(
+    sources: &Sources<'_>,
+    observed: &Observed,
+    keyring: &Keyring,
+) -> Option<BTreeMap<Reference, Live>> {
     let client = sources.tenants.client(observed, keyring)?;
     if !sources.tenants.serving(&observed.tenant.uid) {
         return None;
@@ -198,7 +238,9 @@ async fn inside(sources: &Sources<'_>, observed: &Observed, keyring: &Keyring) -
     let wanted = kaas_lifecycle::plan::inside_references();
     let reads = wanted.iter().map(|reference| cluster::get(&client, reference));
     match try_join_all(reads).await {
-        Ok(found) => Some(wanted.iter().cloned().zip(found).filter_map(|(key, live)| Some((key, live?))).collect()),
+        Ok(found) => {
+            Some(wanted.iter().cloned().zip(found).filter_map(|(key, live)| Some((key, live?))).collect())
+        }
         Err(error) => {
             tracing::debug!(error = %error, "the tenant's API was not read");
             None

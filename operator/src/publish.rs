@@ -64,7 +64,11 @@ pub(crate) async fn publish(
     });
     let params = PatchParams::apply(name::FIELD_MANAGER).force();
     let written = within(DEADLINE, clusters.patch_status(&tenant.name, &params, &Patch::Apply(&patch))).await;
-    tools.metrics.writes.count("TenantCluster", "status", written.as_ref().err().map(|error| classify(error).as_str()));
+    tools.metrics.writes.count(
+        "TenantCluster",
+        "status",
+        written.as_ref().err().map(|error| classify(error).as_str()),
+    );
     match written {
         Ok(_) => {}
         // It is gone: nobody is left to tell.
@@ -101,18 +105,27 @@ fn fact(
 const TOLD: [ConditionType; 3] = [ConditionType::Ready, ConditionType::EtcdHealthy, ConditionType::Stalled];
 
 fn transitions(before: Option<&TenantClusterStatus>, after: &TenantClusterStatus) -> Vec<Event> {
-    let told = after.conditions.iter().filter(|condition| TOLD.iter().any(|kind| kind.to_string() == condition.type_));
+    let told = after
+        .conditions
+        .iter()
+        .filter(|condition| TOLD.iter().any(|kind| kind.to_string() == condition.type_));
     told.filter_map(|condition| {
         let last = before
             .and_then(|status| status.conditions.iter().find(|other| other.type_ == condition.type_))
             .map_or("", |last| last.status.as_str());
         // Stalled is bad when True, the others when False; what is good from the start is no news.
         let bad = (condition.status == "True") == (condition.type_ == ConditionType::Stalled.to_string());
-        let news = last != condition.status && !(last.is_empty() && (!bad || condition.reason == Reason::Creating.as_str()));
+        let news = last != condition.status
+            && !(last.is_empty() && (!bad || condition.reason == Reason::Creating.as_str()));
         news.then(|| Event {
             type_: if bad { EventType::Warning } else { EventType::Normal },
             reason: condition.reason.clone(),
-            note: Some(format!("{} is {}: {}", condition.type_, condition.status, condition.message).chars().take(1000).collect()),
+            note: Some(
+                format!("{} is {}: {}", condition.type_, condition.status, condition.message)
+                    .chars()
+                    .take(1000)
+                    .collect(),
+            ),
             action: "Reconcile".into(),
             secondary: None,
         })

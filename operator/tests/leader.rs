@@ -245,6 +245,14 @@ async fn record(client: &Client, lease: &str) -> (Option<String>, i32) {
     (spec.holder_identity, spec.lease_transitions.unwrap())
 }
 
+/// Waits until the lease is written again.
+async fn renewal(client: &Client, lease: &str) {
+    let version = async || leases(client).get(lease).await.unwrap().metadata.resource_version;
+    let now = version().await;
+    let renewed = async || version().await != now;
+    eventually("a renewal", LEASE, renewed).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_normal_stop_hands_over_within_a_second() {
     let server = server().await;
@@ -285,6 +293,8 @@ async fn of_many_candidates_one_leads() {
     while !players.is_empty() {
         let names = former.iter().map(String::as_str).collect::<Vec<_>>();
         let (leader, _) = board.leader(&names, LEASE).await;
+        // Time for the others to do what they must not.
+        renewal(&client, "many").await;
         let index = players.iter().position(|player| player.name == leader).unwrap();
         players.swap_remove(index).end().await;
         former.push(leader);
@@ -301,6 +311,7 @@ async fn a_killed_holder_is_replaced_when_its_lease_has_ended() {
     let killed = Player::start(&client, "killed", "killed", &board);
     board.leader(&[], LEASE).await;
     let heir = Player::start(&client, "killed", "heir", &board).ready().await;
+    renewal(&client, "killed").await;
     killed.task.abort();
     let (_, took) = board.leader(&["killed"], LEASE + MARGIN).await;
     println!("replaced {took:?} after the kill (lease {LEASE:?})");
@@ -409,9 +420,7 @@ async fn an_outage_closes_every_gate_and_ends_with_one_leader() {
     server.thaw();
     let (leader, took) = board.leader(&[], LEASE + MARGIN * 2).await;
     println!("{leader} leads {took:?} after the outage");
-    let renewed = async || leases(&client).get("outage").await.unwrap().metadata.resource_version;
-    let (now, leases_renewed) = (renewed().await, async |former: &Option<String>| renewed().await != *former);
-    eventually("a renewal", LEASE, || leases_renewed(&now)).await;
+    renewal(&client, "outage").await;
     assert_eq!(board.open(), [leader], "and goes on");
     first.end().await;
     second.end().await;

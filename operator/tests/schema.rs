@@ -140,10 +140,7 @@ fn refused_changes() -> Vec<(Value, &'static [&'static str])> {
             endpoint(json!({"nodePort": {"port": null}})),
             &["spec.controlPlane.endpoint.nodePort.port", "stays 30443"],
         ),
-        (
-            endpoint(json!({"nodePort": null})),
-            &["spec.controlPlane.endpoint.nodePort.port", "stays 30443"],
-        ),
+        (endpoint(json!({"nodePort": null})), &["spec.controlPlane.endpoint.nodePort.port", "stays 30443"]),
         (json!({"etcd": {"replicas": 2}}), &["spec.etcd.replicas", "2 must be 1, 3 or 5"]),
         (
             storage(json!({"persistent": {"size": "2Gi"}})),

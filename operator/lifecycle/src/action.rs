@@ -195,14 +195,18 @@ impl Action {
         match self {
             Action::AddFinalizer { .. } | Action::Issue(_) | Action::ApplyInside { .. } => Disruption::None,
             Action::Apply { .. } => Disruption::Reversible,
-            Action::Etcd(EtcdOrder::MoveLeader { .. } | EtcdOrder::AddLearner { .. } | EtcdOrder::Promote { .. }) => {
-                Disruption::Reversible
-            }
+            Action::Etcd(
+                EtcdOrder::MoveLeader { .. } | EtcdOrder::AddLearner { .. } | EtcdOrder::Promote { .. },
+            ) => Disruption::Reversible,
             Action::Delete { reference, .. } => match reference.kind {
-                crate::object::Kind::Namespace | crate::object::Kind::PersistentVolumeClaim => Disruption::Irreversible,
+                crate::object::Kind::Namespace | crate::object::Kind::PersistentVolumeClaim => {
+                    Disruption::Irreversible
+                }
                 _ => Disruption::Disruptive,
             },
-            Action::Etcd(EtcdOrder::Remove { .. }) | Action::RemoveFinalizer { .. } => Disruption::Irreversible,
+            Action::Etcd(EtcdOrder::Remove { .. }) | Action::RemoveFinalizer { .. } => {
+                Disruption::Irreversible
+            }
         }
     }
 }

@@ -131,8 +131,12 @@ fn walk_list(old: &[Value], new: &[Value], label: &str, path: &str, lines: &mut 
     let scalar = |list: &[Value]| list.iter().all(|value| !value.is_object() && !value.is_array());
     if scalar(old) && scalar(new) {
         // Flags: what was taken away and what was added says it best.
-        lines.extend(old.iter().filter(|item| !new.contains(item)).map(|item| format!("{label}: - {}", short(item))));
-        lines.extend(new.iter().filter(|item| !old.contains(item)).map(|item| format!("{label}: + {}", short(item))));
+        lines.extend(
+            old.iter().filter(|item| !new.contains(item)).map(|item| format!("{label}: - {}", short(item))),
+        );
+        lines.extend(
+            new.iter().filter(|item| !old.contains(item)).map(|item| format!("{label}: + {}", short(item))),
+        );
         return;
     }
     let name = |value: &Value, at: usize| {
@@ -166,7 +170,8 @@ mod tests {
 
     #[test]
     fn what_others_add_is_no_difference() {
-        let ours = json!({"spec": {"ports": [{"name": "https", "port": 6443}]}, "metadata": {"labels": {"a": "b"}}});
+        let ours =
+            json!({"spec": {"ports": [{"name": "https", "port": 6443}]}, "metadata": {"labels": {"a": "b"}}});
         let live = json!({
             "spec": {"clusterIP": "10.0.0.1", "ports": [{"name": "extra", "port": 1}, {"name": "https", "port": 6443, "protocol": "TCP"}]},
             "metadata": {"labels": {"a": "b", "c": "d"}, "uid": "x"}
@@ -194,9 +199,14 @@ mod tests {
 
     #[test]
     fn a_difference_reads_like_a_diff() {
-        let object = |content| Object::new(Reference::namespaced(Kind::Deployment, "n", "kube-apiserver"), content);
-        let old = object(json!({"spec": {"replicas": 1, "c": [{"name": "x", "args": ["--a", "--b=1"]}], "gone": true}}));
-        let new = object(json!({"spec": {"replicas": 2, "c": [{"name": "x", "args": ["--a", "--b=2"]}, {"name": "y"}]}}));
+        let object =
+            |content| Object::new(Reference::namespaced(Kind::Deployment, "n", "kube-apiserver"), content);
+        let old = object(
+            json!({"spec": {"replicas": 1, "c": [{"name": "x", "args": ["--a", "--b=1"]}], "gone": true}}),
+        );
+        let new = object(
+            json!({"spec": {"replicas": 2, "c": [{"name": "x", "args": ["--a", "--b=2"]}, {"name": "y"}]}}),
+        );
         assert_eq!(
             describe(&[old], &[new]),
             [

@@ -35,7 +35,9 @@ pub fn endpoint(observed: &Observed) -> Option<Endpoint> {
     let service = observed.live(Kind::Service, component::KUBE_APISERVER)?;
     let host = host(observed)?;
     let port = match observed.cluster.spec.control_plane.endpoint.kind {
-        EndpointType::NodePort => u16::try_from(service.count("/spec/ports/0/nodePort")).ok().filter(|port| *port != 0)?,
+        EndpointType::NodePort => {
+            u16::try_from(service.count("/spec/ports/0/nodePort")).ok().filter(|port| *port != 0)?
+        }
         EndpointType::ClusterIP | EndpointType::LoadBalancer => PORT,
     };
     Some(Endpoint { host, port })
@@ -45,7 +47,9 @@ pub fn endpoint(observed: &Observed) -> Option<Endpoint> {
 pub fn host(observed: &Observed) -> Option<String> {
     let found = match observed.cluster.spec.control_plane.endpoint.kind {
         EndpointType::NodePort => observed.platform.node_port_host.clone(),
-        EndpointType::ClusterIP => observed.live(Kind::Service, component::KUBE_APISERVER)?.text("/spec/clusterIP").to_owned(),
+        EndpointType::ClusterIP => {
+            observed.live(Kind::Service, component::KUBE_APISERVER)?.text("/spec/clusterIP").to_owned()
+        }
         EndpointType::LoadBalancer => {
             let service = observed.live(Kind::Service, component::KUBE_APISERVER)?;
             // An address is worth more than a name: it needs no resolver.

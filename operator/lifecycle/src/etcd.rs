@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use kaas_crds::name::component;
 
 use crate::action::{Action, EtcdOrder};
-use crate::desired::{EtcdBootstrap, EtcdIdentity, SEVERAL_ELECTION_TIMEOUT, etcd_member_name, etcd_peer_url};
+use crate::desired::{
+    EtcdBootstrap, EtcdIdentity, SEVERAL_ELECTION_TIMEOUT, etcd_member_name, etcd_peer_url,
+};
 use crate::object::{Kind, Reference};
 use crate::observed::{Member, Observed, Pod};
 
@@ -79,7 +81,9 @@ fn data_lost(observed: &Observed) -> Option<String> {
     if let Some(etcd) = &observed.etcd {
         let is = &etcd.cluster_id;
         if is != was && !is.is_empty() {
-            return Some(format!("etcd answers as cluster {is}, the data of this TenantCluster was in cluster {was}"));
+            return Some(format!(
+                "etcd answers as cluster {is}, the data of this TenantCluster was in cluster {was}"
+            ));
         }
         if etcd.leader != 0 {
             return None;
@@ -89,12 +93,19 @@ fn data_lost(observed: &Observed) -> Option<String> {
     let kept = volumes.iter().filter(|(name, _)| !on_new_volume(observed, name)).count();
     let lost: Vec<&str> = volumes.keys().copied().filter(|name| on_new_volume(observed, name)).collect();
     (kept < quorum(volumes.len())).then(|| {
-        format!("{} came back on new volumes without the data, {kept} of {} members still have it", lost.join(", "), volumes.len())
+        format!(
+            "{} came back on new volumes without the data, {kept} of {} members still have it",
+            lost.join(", "),
+            volumes.len()
+        )
     })
 }
 
 fn remembered<'a>(observed: &'a Observed, key: &str) -> Option<&'a str> {
-    observed.live(Kind::ConfigMap, IDENTITY).and_then(|live| live.get("/data")?.get(key)?.as_str()).filter(|id| !id.is_empty())
+    observed
+        .live(Kind::ConfigMap, IDENTITY)
+        .and_then(|live| live.get("/data")?.get(key)?.as_str())
+        .filter(|id| !id.is_empty())
 }
 
 /// Members that were seen well, and the volume that each had then.
@@ -110,7 +121,9 @@ fn remembered_volumes(observed: &Observed) -> BTreeMap<&str, &str> {
 /// What a member's data is on: its claim, or without one the pod itself.
 fn volume<'a>(observed: &'a Observed, member: &str) -> Option<&'a str> {
     match &observed.cluster.spec.etcd.storage.persistent {
-        Some(_) => observed.live(Kind::PersistentVolumeClaim, &format!("data-{member}")).map(|claim| claim.uid.as_str()),
+        Some(_) => observed
+            .live(Kind::PersistentVolumeClaim, &format!("data-{member}"))
+            .map(|claim| claim.uid.as_str()),
         None => observed.pods_of(component::ETCD).find(|pod| pod.name == member).map(|pod| pod.uid.as_str()),
     }
 }
@@ -166,13 +179,17 @@ pub fn alone(observed: &Observed) -> bool {
 
 /// Indices of the members that etcd knows, or of those that found the cluster while it is not known.
 pub fn members(observed: &Observed) -> BTreeSet<i32> {
-    let known: Option<BTreeSet<i32>> =
-        observed.etcd.as_ref().map(|etcd| etcd.members.iter().filter_map(|member| index_of(&member_name(member)?)).collect());
+    let known: Option<BTreeSet<i32>> = observed
+        .etcd
+        .as_ref()
+        .map(|etcd| etcd.members.iter().filter_map(|member| index_of(&member_name(member)?)).collect());
     let established = remembered(observed, CLUSTER_ID_KEY).is_some();
     match known.filter(|known| established && !known.is_empty()) {
         Some(known) => known,
         // Not heard from now: what was remembered is the best guess, and nothing is done on a guess.
-        None if established => remembered_volumes(observed).keys().filter_map(|name| index_of(name)).collect(),
+        None if established => {
+            remembered_volumes(observed).keys().filter_map(|name| index_of(name)).collect()
+        }
         None => (0..observed.cluster.spec.etcd.replicas).collect(),
     }
 }
@@ -222,7 +239,9 @@ pub fn next_step(observed: &Observed) -> Option<Step> {
     if let Health::Degraded(unwell) = &health {
         // A member that is merely away comes back by itself. One on a new volume cannot.
         let patient = etcd.members.iter().find(|member| {
-            !member.healthy && member_name(member).is_some_and(|name| unwell.contains(&name) && on_new_volume(observed, &name))
+            !member.healthy
+                && member_name(member)
+                    .is_some_and(|name| unwell.contains(&name) && on_new_volume(observed, &name))
         })?;
         let others = etcd.members.iter().filter(|member| member.healthy).count();
         return (others >= quorum(voters.saturating_sub(1)) && voters > 1)
@@ -246,7 +265,10 @@ pub fn next_step(observed: &Observed) -> Option<Step> {
             }
         }
         Ordering::Greater => {
-            let last = etcd.members.iter().max_by_key(|member| member_name(member).and_then(|name| index_of(&name)))?;
+            let last = etcd
+                .members
+                .iter()
+                .max_by_key(|member| member_name(member).and_then(|name| index_of(&name)))?;
             let heir = etcd.members.iter().find(|member| member.id != last.id).map(|member| member.id);
             let leads = last.id == etcd.leader;
             Some(Step::Remove(member_name(last)?, last.id, heir.filter(|_| leads)))
@@ -259,11 +281,15 @@ pub fn next_step(observed: &Observed) -> Option<Step> {
 pub fn actions(observed: &Observed, step: &Step) -> Vec<Action> {
     let order = |order| vec![Action::Etcd(order)];
     match step {
-        Step::Add(index) => order(EtcdOrder::AddLearner { peer_url: etcd_peer_url(&observed.tenant, *index) }),
+        Step::Add(index) => {
+            order(EtcdOrder::AddLearner { peer_url: etcd_peer_url(&observed.tenant, *index) })
+        }
         Step::Promote(name, id) => {
             // etcd itself refuses while the learner lags. A learner's pod is not ready before it votes.
             let members = observed.etcd.iter().flat_map(|etcd| &etcd.members);
-            let up = members.filter(|member| member.id == *id).any(|member| member.healthy && member.name == *name);
+            let up = members
+                .filter(|member| member.id == *id)
+                .any(|member| member.healthy && member.name == *name);
             if up { order(EtcdOrder::Promote { id: *id }) } else { Vec::new() }
         }
         Step::Remove(_, _, Some(heir)) => order(EtcdOrder::MoveLeader { to: *heir }),
@@ -275,7 +301,9 @@ pub fn actions(observed: &Observed, step: &Step) -> Vec<Action> {
 /// Takes away what a member that left had its data on.
 fn clear(observed: &Observed, member: &str) -> Vec<Action> {
     let home = observed.tenant.control_plane_namespace();
-    let claim = observed.live(Kind::PersistentVolumeClaim, &format!("data-{member}")).filter(|claim| !claim.terminating);
+    let claim = observed
+        .live(Kind::PersistentVolumeClaim, &format!("data-{member}"))
+        .filter(|claim| !claim.terminating);
     let claim = claim.map(|claim| Action::Delete {
         reference: Reference::namespaced(Kind::PersistentVolumeClaim, &home, format!("data-{member}")),
         uid: claim.uid.clone(),
@@ -291,7 +319,9 @@ pub fn tell(step: &Step) -> String {
         Step::Add(index) => format!("{} is added as a learner", etcd_member_name(*index)),
         Step::Promote(name, _) => format!("{name} catches up and is promoted"),
         Step::Remove(name, _, None) => format!("{name} is removed"),
-        Step::Remove(name, _, Some(_)) => format!("the leadership moves away from {name}, which is removed next"),
+        Step::Remove(name, _, Some(_)) => {
+            format!("the leadership moves away from {name}, which is removed next")
+        }
         Step::Replace(name, _) | Step::Clear(name) => format!("{name} lost its data and is replaced"),
     }
 }
@@ -308,7 +338,10 @@ pub fn outdated(observed: &Observed) -> Vec<&Pod> {
         return Vec::new();
     }
     let wanted = set.text("/status/updateRevision");
-    observed.pods_of(component::ETCD).filter(|pod| !wanted.is_empty() && pod.template_hash != wanted).collect()
+    observed
+        .pods_of(component::ETCD)
+        .filter(|pod| !wanted.is_empty() && pod.template_hash != wanted)
+        .collect()
 }
 
 /// The next member to restart, if one may be restarted now: first the leadership moves away, then the pod goes.
@@ -320,13 +353,15 @@ pub fn restart(observed: &Observed) -> Option<Action> {
     if !whole {
         // A pod that cannot even start takes nothing away when it is replaced.
         let broken = outdated.iter().find(|pod| !pod.ready && !pod.terminating && pod.trouble.is_some())?;
-        let others_ready = pods.iter().filter(|pod| pod.uid != broken.uid).all(|pod| pod.ready && !pod.terminating);
+        let others_ready =
+            pods.iter().filter(|pod| pod.uid != broken.uid).all(|pod| pod.ready && !pod.terminating);
         return (others_ready && replicas > 1).then(|| delete(observed, broken));
     }
     if health(observed) != Health::Healthy {
         return None;
     }
-    let leader = etcd.members.iter().find(|member| member.id == etcd.leader).map(|member| member.name.as_str());
+    let leader =
+        etcd.members.iter().find(|member| member.id == etcd.leader).map(|member| member.name.as_str());
     match outdated.iter().find(|pod| Some(pod.name.as_str()) != leader) {
         Some(follower) => Some(delete(observed, follower)),
         None => {

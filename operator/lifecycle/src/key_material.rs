@@ -72,7 +72,8 @@ pub fn due_kubeconfig(observed: &Observed) -> Option<Action> {
         _ => reason_to_issue(observed.now, live, std::slice::from_ref(&certificate), &[])?,
     };
     let tenant = &observed.tenant;
-    let reference = Reference::namespaced(Kind::Secret, &tenant.namespace, name::kubeconfig_secret(&tenant.name));
+    let reference =
+        Reference::namespaced(Kind::Secret, &tenant.namespace, name::kubeconfig_secret(&tenant.name));
     let frame = Object::new(
         reference.clone(),
         json!({
@@ -97,12 +98,16 @@ pub fn due_kubeconfig(observed: &Observed) -> Option<Action> {
 
 /// Whether the kubeconfig Secret's name is taken by a Secret that is not of this TenantCluster.
 pub fn kubeconfig_foreign(observed: &Observed) -> bool {
-    observed.kubeconfig.as_ref().is_some_and(|secret| secret.owner_uid.as_deref() != Some(observed.tenant.uid.as_str()))
+    observed
+        .kubeconfig
+        .as_ref()
+        .is_some_and(|secret| secret.owner_uid.as_deref() != Some(observed.tenant.uid.as_str()))
 }
 
 /// When the next certificate is due, and the first end of any certificate.
 pub fn horizon(observed: &Observed) -> Option<(Timestamp, Timestamp)> {
-    let all = observed.secrets.values().chain(&observed.kubeconfig).flat_map(|secret| secret.certificates.values());
+    let all =
+        observed.secrets.values().chain(&observed.kubeconfig).flat_map(|secret| secret.certificates.values());
     let (mut due, mut end) = (None::<Timestamp>, None::<Timestamp>);
     for certificate in all {
         let renew = renewal(certificate);
@@ -115,7 +120,10 @@ pub fn horizon(observed: &Observed) -> Option<(Timestamp, Timestamp)> {
 /// Leaves are renewed after two thirds of their life: a third remains to notice that it does not work.
 fn renewal(certificate: &Certificate) -> Timestamp {
     let life = certificate.not_after.duration_since(certificate.not_before);
-    certificate.not_before.checked_add(life.checked_mul(2).unwrap_or(life) / 3).unwrap_or(certificate.not_after)
+    certificate
+        .not_before
+        .checked_add(life.checked_mul(2).unwrap_or(life) / 3)
+        .unwrap_or(certificate.not_after)
 }
 
 /// A Secret of leaves: its name, its certificates and its further files.
@@ -174,7 +182,11 @@ fn etcd_certificates(namespace: &str) -> Vec<CertificateRequest> {
         .to_vec()
 }
 
-fn apiserver_certificates(observed: &Observed, namespace: &str, host: Option<String>) -> Vec<CertificateRequest> {
+fn apiserver_certificates(
+    observed: &Observed,
+    namespace: &str,
+    host: Option<String>,
+) -> Vec<CertificateRequest> {
     let network = &observed.cluster.spec.network;
     let mut dns_names = vec![
         "kubernetes".to_owned(),
@@ -188,7 +200,9 @@ fn apiserver_certificates(observed: &Observed, namespace: &str, host: Option<Str
     ];
     let mut ip_addresses: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into()];
     // The tenant's own `kubernetes` Service has the first address of the range.
-    ip_addresses.extend(network.service_cidr.parse::<Ipv4Net>().ok().and_then(|net| net.hosts().next()).map(IpAddr::V4));
+    ip_addresses.extend(
+        network.service_cidr.parse::<Ipv4Net>().ok().and_then(|net| net.hosts().next()).map(IpAddr::V4),
+    );
     match host.map(|host| host.parse::<IpAddr>().map_err(|_| host)) {
         Some(Ok(address)) => ip_addresses.push(address),
         Some(Err(host)) => dns_names.push(host),
@@ -210,7 +224,12 @@ fn apiserver_certificates(observed: &Observed, namespace: &str, host: Option<Str
     ]
 }
 
-fn client(name: &str, authority: Authority, common_name: &str, organization: Option<&str>) -> CertificateRequest {
+fn client(
+    name: &str,
+    authority: Authority,
+    common_name: &str,
+    organization: Option<&str>,
+) -> CertificateRequest {
     CertificateRequest {
         name: name.into(),
         authority,
@@ -242,7 +261,13 @@ fn kubeconfig_of_files(namespace: &str, user: &str) -> String {
     document.to_string()
 }
 
-fn issue(observed: &Observed, secret: &str, live: Option<&Secret>, material: Material, why: String) -> Action {
+fn issue(
+    observed: &Observed,
+    secret: &str,
+    live: Option<&Secret>,
+    material: Material,
+    why: String,
+) -> Action {
     let reference = Reference::namespaced(Kind::Secret, observed.tenant.control_plane_namespace(), secret);
     let mut frame = json!({"metadata": {"labels": observed.tenant.labels(secret)}, "type": "Opaque"});
     if let Material::Leaves { files, .. } = &material

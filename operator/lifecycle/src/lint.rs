@@ -16,7 +16,7 @@ use crate::action::{Action, Disruption, EtcdOrder, Issue, Material, Precondition
 use crate::etcd::{self, CLUSTER_ID_KEY, Health};
 use crate::key_material::{self, AUTHORITY_SECRET};
 use crate::object::{Kind, Object, Reference};
-use crate::observed::{Live, Observed, Pod};
+use crate::observed::{Live, Namespace, Observed, Pod};
 use crate::plan::{self, Plan};
 use crate::report::Failure;
 
@@ -79,7 +79,7 @@ impl fmt::Display for Breach {
 pub fn check(observed: &Observed, plan: &Plan) -> Vec<Breach> {
     let mut lint = Lint {
         observed,
-        home: observed.tenant.control_plane_namespace(),
+        home: home(observed),
         members: Members::of(observed),
         namespace_made: false,
         pods_deleted: BTreeMap::new(),
@@ -151,7 +151,11 @@ impl<'a> Lint<'a> {
         self.moment(action);
         if action.disruption() == Disruption::Irreversible {
             self.irreversible = self.irreversible.saturating_add(1);
-            self.require(self.irreversible == 1, Invariant::Irreversible, "it is not the only one in the plan");
+            self.require(
+                self.irreversible == 1,
+                Invariant::Irreversible,
+                "it is not the only one in the plan",
+            );
         }
         let metadata = &self.observed.cluster.metadata;
         match action {
@@ -160,10 +164,13 @@ impl<'a> Lint<'a> {
             }
             Action::RemoveFinalizer { resource_version } => {
                 self.version(metadata.resource_version.as_deref(), resource_version);
-                let home = &self.home;
-                let gone = !self.observed.namespaces.iter().any(|namespace| namespace.name == *home)
+                let gone = !self.observed.namespaces.iter().any(|namespace| namespace.name == self.home)
                     && self.observed.own_namespace().is_none();
-                self.require(self.observed.deleting(), Invariant::Finalizer, "the TenantCluster is not being deleted");
+                self.require(
+                    self.observed.deleting(),
+                    Invariant::Finalizer,
+                    "the TenantCluster is not being deleted",
+                );
                 self.require(gone, Invariant::Finalizer, "the control-plane namespace exists");
             }
             Action::Apply { object, precondition } => self.apply(object, precondition),
@@ -216,7 +223,8 @@ impl<'a> Lint<'a> {
         let live = self.observed.objects.get(reference);
         self.guarded(live.map(|live| live.resource_version.as_str()), precondition);
         if let Some(was) = live.and_then(cluster_id)
-            && object.content.pointer("/data").and_then(|data| data.get(CLUSTER_ID_KEY)?.as_str()) != Some(was)
+            && object.content.pointer("/data").and_then(|data| data.get(CLUSTER_ID_KEY)?.as_str())
+                != Some(was)
         {
             self.breach(Invariant::DataLost, "it would forget whose data it was");
         }
@@ -229,17 +237,39 @@ impl<'a> Lint<'a> {
         }
     }
 
+    /// Made, or taken over because the platform said so.
     fn apply_namespace(&mut self, reference: &Reference, precondition: &Precondition) {
-        let mine = reference.name == self.home && reference.namespace.is_none();
-        self.require(mine, Invariant::Ownership, "it is not this tenant's control-plane namespace");
-        let absent = *precondition == Precondition::Absent;
-        self.require(absent, Invariant::Precondition, "a control-plane namespace is only ever made");
-        let rival = self.observed.namespaces.iter().find(|other| other.name == self.home || !other.terminating);
-        if let Some(rival) = rival {
-            self.breach(Invariant::Namespace, format!("namespace {} exists", rival.name));
-        }
+        self.require(reference.namespace.is_none(), Invariant::Ownership, "a namespace is in no namespace");
         self.require(!self.namespace_made, Invariant::Namespace, "it is made twice");
         self.namespace_made = true;
+        if let Some(own) = self.observed.own_namespace() {
+            return self
+                .breach(Invariant::Namespace, format!("namespace {} is the control plane's", own.name));
+        }
+        let uid = self.observed.tenant.uid.as_str();
+        let found = self.observed.namespaces.iter().find(|other| other.name == reference.name);
+        self.guarded(found.map(|found| found.resource_version.as_str()), precondition);
+        match found {
+            Some(earlier) => {
+                let permitted = earlier.adopt_by.as_deref() == Some(uid);
+                self.require(
+                    permitted,
+                    Invariant::Ownership,
+                    "the platform does not say that it is this tenant's",
+                );
+                self.require(!earlier.terminating, Invariant::Home, "it is terminating");
+            }
+            None => {
+                let native = reference.name == name::control_plane_namespace(uid);
+                self.require(native, Invariant::Ownership, "it is not this tenant's control-plane namespace");
+                if let Some(rival) = self.observed.namespaces.iter().find(|other| !other.terminating) {
+                    self.breach(
+                        Invariant::Namespace,
+                        format!("namespace {} holds an earlier one's", rival.name),
+                    );
+                }
+            }
+        }
     }
 
     fn issue(&mut self, issue: &Issue) {
@@ -249,10 +279,19 @@ impl<'a> Lint<'a> {
         self.consistent(&issue.frame);
         let authorities = matches!(issue.material, Material::Authorities);
         if matches!(issue.material, Material::Kubeconfig { .. }) {
-            self.require(*reference == self.kubeconfig(), Invariant::Ownership, "it is not the tenant's kubeconfig");
+            self.require(
+                *reference == self.kubeconfig(),
+                Invariant::Ownership,
+                "it is not the tenant's kubeconfig",
+            );
             let foreign = key_material::kubeconfig_foreign(self.observed);
-            self.require(!foreign, Invariant::Ownership, "the Secret of that name is not of this TenantCluster");
-            let owner = issue.frame.content.pointer("/metadata/ownerReferences/0/uid").and_then(Value::as_str);
+            self.require(
+                !foreign,
+                Invariant::Ownership,
+                "the Secret of that name is not of this TenantCluster",
+            );
+            let owner =
+                issue.frame.content.pointer("/metadata/ownerReferences/0/uid").and_then(Value::as_str);
             let owned = owner == Some(self.observed.tenant.uid.as_str());
             self.require(owned, Invariant::Ownership, "the TenantCluster would not own it");
             let live = self.observed.kubeconfig.as_ref();
@@ -328,8 +367,10 @@ impl<'a> Lint<'a> {
     /// A pod outside of the tenant's deletion.
     fn delete_pod(&mut self, pod: &'a Pod) {
         let others = self.observed.pods_of(&pod.component).filter(|other| other.uid != pod.uid);
-        let away: Vec<&str> =
-            others.filter(|other| other.terminating || !other.ready).map(|other| other.name.as_str()).collect();
+        let away: Vec<&str> = others
+            .filter(|other| other.terminating || !other.ready)
+            .map(|other| other.name.as_str())
+            .collect();
         // One that serves nobody takes nothing away.
         if let (true, Some(other)) = (pod.ready && !pod.terminating, away.first()) {
             self.breach(Invariant::Budget, format!("{other} is away already"));
@@ -349,7 +390,9 @@ impl<'a> Lint<'a> {
     fn at_home(&mut self, reference: &Reference) {
         self.in_home(reference);
         match self.observed.own_namespace() {
-            Some(own) if own.terminating => self.breach(Invariant::Home, "the control-plane namespace is terminating"),
+            Some(own) if own.terminating => {
+                self.breach(Invariant::Home, "the control-plane namespace is terminating")
+            }
             Some(_) => {}
             None => self.require(self.namespace_made, Invariant::Home, "there is no control-plane namespace"),
         }
@@ -371,10 +414,13 @@ impl<'a> Lint<'a> {
         self.require(same, Invariant::Ownership, "its document names another object");
     }
 
+    /// A revision that was stored before a take-over still names the earlier tenant.
     fn labelled(&mut self, object: &Object) {
         let labels = object.content.pointer("/metadata/labels");
         let uid = labels.and_then(|labels| labels.get(name::TENANT_UID_LABEL)?.as_str());
-        let ours = uid == Some(self.observed.tenant.uid.as_str());
+        let ours = uid.is_some_and(|uid| {
+            uid == self.observed.tenant.uid || name::control_plane_namespace(uid) == self.home
+        });
         self.require(ours, Invariant::Ownership, "its label does not name this tenant");
     }
 
@@ -401,6 +447,16 @@ impl<'a> Lint<'a> {
         let same = seen == Some(uid) && !uid.is_empty();
         self.require(same, Invariant::Precondition, "it is not guarded by the UID that was seen");
     }
+}
+
+/// The control-plane namespace: the one that the UID gives, or an earlier one that the platform gave to this UID.
+fn home(observed: &Observed) -> String {
+    let uid = observed.tenant.uid.as_str();
+    let native = name::control_plane_namespace(uid);
+    let given =
+        |namespace: &&Namespace| namespace.tenant_uid == uid && namespace.adopt_by.as_deref() == Some(uid);
+    let home = observed.namespaces.iter().find(|namespace| namespace.name == native);
+    home.or_else(|| observed.namespaces.iter().find(given)).map_or(native, |namespace| namespace.name.clone())
 }
 
 /// The cluster ID that a ConfigMap remembers.

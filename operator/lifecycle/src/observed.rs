@@ -40,6 +40,8 @@ pub struct Observed {
     pub etcd: Option<Etcd>,
     /// What the last requests through the endpoint gave.
     pub probe: Option<Probe>,
+    /// Addresses of the endpoint's host: itself, or what its name resolves to; empty when that is not known now.
+    pub addresses: BTreeSet<IpAddr>,
     /// Objects of ours inside the tenant; `None` when its API was not read.
     pub inside: Option<BTreeMap<Reference, Live>>,
 }

@@ -3,6 +3,8 @@
 //! Planning on a world that is already right yields no action. A plan reaches as far as the facts do; what depends
 //! on an answer of the API server (an assigned port, a pod that became ready) is planned when that answer is a fact.
 
+use std::net::IpAddr;
+
 use jiff::{SignedDuration, Timestamp};
 use kaas_crds::name::{self, component};
 use serde_json::Value;
@@ -132,8 +134,12 @@ fn surroundings(observed: &Observed, inputs: &Inputs<'_>) -> Vec<Object> {
 fn base(observed: &Observed, inputs: Option<&Inputs<'_>>, choice: &Choice) -> Vec<Action> {
     let surroundings = inputs.map(|inputs| surroundings(observed, inputs));
     let revision = choice.store.then(|| revision::object(observed, &choice.revision));
-    let mut actions: Vec<Action> =
-        surroundings.into_iter().flatten().chain(revision).filter_map(|object| apply(observed, object)).collect();
+    let mut actions: Vec<Action> = surroundings
+        .into_iter()
+        .flatten()
+        .chain(revision)
+        .filter_map(|object| apply(observed, object))
+        .collect();
     actions.extend(key_material::due(observed).into_iter().filter(is_authority));
     actions
 }
@@ -163,10 +169,14 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
         let exists = observed.live(object.reference.kind, component).is_some();
         // Its certificate waits for the Service's address; without it the pod would wait in a kubelet's back-off.
         let without_certificate = component == component::KUBE_APISERVER && endpoint_unknown(observed);
-        let before_its_turn =
-            exists && component != component::ETCD && (joining || !rollout::settled_before(observed, component));
+        let before_its_turn = exists
+            && component != component::ETCD
+            && (joining || !rollout::settled_before(observed, component));
         if !without_certificate && !before_its_turn {
-            actions.extend(apply(observed, with_members(observed, revision::labelled(observed, object.clone()))));
+            actions.extend(apply(
+                observed,
+                with_members(observed, revision::labelled(observed, object.clone())),
+            ));
         }
     }
     if !actions.is_empty() {
@@ -198,12 +208,18 @@ fn endpoint_unknown(observed: &Observed) -> bool {
 
 /// Objects inside the tenant: once its API answers.
 fn inside(observed: &Observed, inputs: Option<&Inputs<'_>>) -> Vec<Action> {
-    let serving = matches!(observed.probe, Some(crate::observed::Probe { answer: Answer::Serving { .. }, .. }));
+    let serving =
+        matches!(observed.probe, Some(crate::observed::Probe { answer: Answer::Serving { .. }, .. }));
     let (Some(inside), Some(inputs), true) = (&observed.inside, inputs, serving) else { return Vec::new() };
     let Some(endpoint) = endpoint::endpoint(observed) else { return Vec::new() };
-    // A host name cannot stand in an EndpointSlice that kube-proxy reads.
-    let Ok(address) = endpoint.host.parse() else { return Vec::new() };
-    desired::tenant_objects(inputs, address, endpoint.port)
+    // A slice that kube-proxy reads has addresses of one family, no names.
+    let family = observed.addresses.first().is_some_and(IpAddr::is_ipv4);
+    let addresses: Vec<IpAddr> =
+        observed.addresses.iter().copied().filter(|address| address.is_ipv4() == family).collect();
+    if addresses.is_empty() {
+        return Vec::new();
+    }
+    desired::tenant_objects(inputs, &addresses, endpoint.port)
         .into_iter()
         .map(stamp)
         .filter_map(|object| {
@@ -243,7 +259,8 @@ fn surplus(observed: &Observed, inputs: Option<&Inputs<'_>>) -> Vec<Action> {
 
 fn apply(observed: &Observed, object: Object) -> Option<Action> {
     let object = stamp(object);
-    let live = observed.objects.get(&object.reference).map(|live| (&live.content, live.resource_version.as_str()));
+    let live =
+        observed.objects.get(&object.reference).map(|live| (&live.content, live.resource_version.as_str()));
     difference(live, object).map(|(object, precondition)| Action::Apply { object, precondition })
 }
 
@@ -268,7 +285,11 @@ fn plan_deletion(observed: &Observed) -> Plan {
         // First the namespace: in one that terminates nothing makes a pod again. Its controller waits five seconds
         // before it looks, and half a pod's grace period when it then finds one: by then they are gone.
         if !namespace.terminating {
-            plan.waves.push(vec![delete(Reference::cluster(Kind::Namespace, &namespace.name), &namespace.uid, None)]);
+            plan.waves.push(vec![delete(
+                Reference::cluster(Kind::Namespace, &namespace.name),
+                &namespace.uid,
+                None,
+            )]);
         }
         let lingering = |pod: &&Pod| !pod.terminating || pod.grace > i64::from(etcd::GRACE_SECONDS);
         let pods = observed.pods.iter().filter(lingering).map(|pod| {
@@ -277,7 +298,9 @@ fn plan_deletion(observed: &Observed) -> Plan {
         });
         plan.waves.push(pods.collect());
     } else {
-        last.push(Action::RemoveFinalizer { resource_version: metadata.resource_version.clone().unwrap_or_default() });
+        last.push(Action::RemoveFinalizer {
+            resource_version: metadata.resource_version.clone().unwrap_or_default(),
+        });
     }
     if let Some(secret) = &observed.kubeconfig
         && !key_material::kubeconfig_foreign(observed)

@@ -8,8 +8,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kaas_crds::condition::{ConditionType, Reason};
 use kaas_crds::name::{self, component};
 use kaas_crds::status::{
-    ControlPlaneEndpoint, HISTORY_LIMIT, HistoryEntry, Operation, OperationType, Owner, SecretReference, TenantClusterStatus,
-    Waiting, Workers,
+    ControlPlaneEndpoint, HISTORY_LIMIT, HistoryEntry, Operation, OperationType, Owner, SecretReference,
+    TenantClusterStatus, Waiting, Workers,
 };
 use kaas_crds::tenant_cluster::EndpointType;
 
@@ -66,14 +66,19 @@ impl Verdict {
 /// Whether a status is worth a write: it says something new, and not merely that a creation goes on as it should.
 /// While a control plane comes up its parts become well one after the other within a second or two; each turn would be
 /// a write that nobody reads.
-pub fn worth_writing(observed: &Observed, before: Option<&TenantClusterStatus>, after: &TenantClusterStatus) -> bool {
+pub fn worth_writing(
+    observed: &Observed,
+    before: Option<&TenantClusterStatus>,
+    after: &TenantClusterStatus,
+) -> bool {
     let Some(before) = before else { return true };
     if before == after {
         return false;
     }
     let creating = |status: &TenantClusterStatus| {
         status.conditions.iter().any(|condition| {
-            condition.type_ == ConditionType::Ready.to_string() && condition.reason == Reason::Creating.as_str()
+            condition.type_ == ConditionType::Ready.to_string()
+                && condition.reason == Reason::Creating.as_str()
         })
     };
     let born = observed.cluster.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0);
@@ -101,7 +106,8 @@ pub fn derive(observed: &Observed, plan: &Plan, failure: Option<&Failure>) -> Te
         },
         None => before.version.clone(),
     };
-    let busy = verdicts.iter().any(|verdict| verdict.kind == ConditionType::Reconciling && verdict.is == Is::True);
+    let busy =
+        verdicts.iter().any(|verdict| verdict.kind == ConditionType::Reconciling && verdict.is == Is::True);
     let operation = operation(observed, plan, &before, created, ready, busy);
     let mut history = before.history.clone();
     if let (Some(done), None) = (&before.operation, &operation)
@@ -110,8 +116,15 @@ pub fn derive(observed: &Observed, plan: &Plan, failure: Option<&Failure>) -> Te
         history.insert(0, finished(done, version.as_deref(), observed.now));
         history.truncate(HISTORY_LIMIT);
     } else if operation.is_none() && !created && ready {
-        let started_at = Time(observed.cluster.metadata.creation_timestamp.as_ref().map_or(observed.now, |time| time.0));
-        let done = Operation { kind: OperationType::Create, target: String::new(), step: String::new(), started_at, waiting: None };
+        let started_at =
+            Time(observed.cluster.metadata.creation_timestamp.as_ref().map_or(observed.now, |time| time.0));
+        let done = Operation {
+            kind: OperationType::Create,
+            target: String::new(),
+            step: String::new(),
+            started_at,
+            waiting: None,
+        };
         history.insert(0, finished(&done, version.as_deref(), observed.now));
         history.truncate(HISTORY_LIMIT);
     }
@@ -180,7 +193,9 @@ fn ready(observed: &Observed, plan: &Plan, created: bool) -> Verdict {
                     component::KUBE_APISERVER
                 ),
             ),
-            None => verdict(Is::False, Reason::Creating, "the control plane comes up for the first time".into()),
+            None => {
+                verdict(Is::False, Reason::Creating, "the control plane comes up for the first time".into())
+            }
         },
         Some(Answer::Failed { message, .. }) => verdict(
             Is::False,
@@ -189,7 +204,11 @@ fn ready(observed: &Observed, plan: &Plan, created: bool) -> Verdict {
         ),
         None => match plan.problems.iter().find(|problem| problem.blocks_everything()) {
             Some(problem) => verdict(Is::False, problem.reason, problem.message.clone()),
-            None => verdict(Is::Unknown, Reason::NotObserved, "no request through the endpoint ended lately".into()),
+            None => verdict(
+                Is::Unknown,
+                Reason::NotObserved,
+                "no request through the endpoint ended lately".into(),
+            ),
         },
     }
 }
@@ -208,14 +227,17 @@ fn data_lost(fact: &str) -> String {
 }
 
 fn available(observed: &Observed, created: bool) -> Verdict {
-    let verdict = |is, reason, message: String| Verdict::new(ConditionType::ControlPlaneAvailable, is, reason, message);
+    let verdict =
+        |is, reason, message: String| Verdict::new(ConditionType::ControlPlaneAvailable, is, reason, message);
     let mut missing = Vec::new();
     for name in [component::KUBE_APISERVER, component::KUBE_CONTROLLERS] {
         match rollout::count(observed, name) {
             None => missing.push(format!("{name} does not exist yet")),
             // A pod more than desired is a roll, not a lack.
             Some(count) => {
-                let ready = i64::try_from(observed.pods_of(name).filter(|pod| pod.ready && !pod.terminating).count()).unwrap_or(i64::MAX);
+                let ready =
+                    i64::try_from(observed.pods_of(name).filter(|pod| pod.ready && !pod.terminating).count())
+                        .unwrap_or(i64::MAX);
                 if ready < count.desired {
                     missing.push(format!("{name} has {ready} of {} pods ready", count.desired));
                 }
@@ -237,7 +259,8 @@ fn available(observed: &Observed, created: bool) -> Verdict {
 fn trouble(observed: &Observed) -> Option<String> {
     observed.pods.iter().filter(|pod| !pod.ready && !pod.terminating).find_map(|pod| {
         let trouble = pod.trouble.as_ref()?;
-        let mut text = format!("Pod {}/{}: {}", observed.tenant.control_plane_namespace(), pod.name, trouble.reason);
+        let mut text =
+            format!("Pod {}/{}: {}", observed.tenant.control_plane_namespace(), pod.name, trouble.reason);
         if !trouble.message.is_empty() {
             let _ = write!(text, ": {}", trouble.message.chars().take(300).collect::<String>());
         }
@@ -254,13 +277,19 @@ fn etcd_healthy(observed: &Observed, created: bool) -> Verdict {
             let wanted = observed.cluster.spec.etcd.replicas;
             verdict(Is::True, Reason::MembersHealthy, format!("{wanted} of {wanted} members are healthy"))
         }
-        Health::Degraded(names) => {
-            verdict(Is::False, Reason::MemberUnhealthy, format!("not healthy: {}; the others have a quorum", names.join(", ")))
+        Health::Degraded(names) => verdict(
+            Is::False,
+            Reason::MemberUnhealthy,
+            format!("not healthy: {}; the others have a quorum", names.join(", ")),
+        ),
+        Health::NoQuorum(healthy, voters) => verdict(
+            Is::False,
+            Reason::QuorumLost,
+            format!("{healthy} of {voters} members are healthy, which is no quorum"),
+        ),
+        Health::Alarm(alarms) => {
+            verdict(Is::False, Reason::AlarmRaised, format!("alarms: {}", alarms.join(", ")))
         }
-        Health::NoQuorum(healthy, voters) => {
-            verdict(Is::False, Reason::QuorumLost, format!("{healthy} of {voters} members are healthy, which is no quorum"))
-        }
-        Health::Alarm(alarms) => verdict(Is::False, Reason::AlarmRaised, format!("alarms: {}", alarms.join(", "))),
         Health::DataLost(fact) => verdict(Is::False, Reason::DataLost, data_lost(&fact)),
     }
 }
@@ -270,13 +299,20 @@ fn trouble_of_etcd(observed: &Observed) -> String {
 }
 
 fn certificates(observed: &Observed) -> Verdict {
-    let verdict = |is, reason, message: String| Verdict::new(ConditionType::CertificatesValid, is, reason, message);
+    let verdict =
+        |is, reason, message: String| Verdict::new(ConditionType::CertificatesValid, is, reason, message);
     match key_material::horizon(observed) {
         None => verdict(Is::Unknown, Reason::Creating, "no certificate was made yet".into()),
-        Some((due, end)) if observed.now >= due => {
-            verdict(Is::False, Reason::CertificateExpiring, format!("a certificate ends at {end} and is due for renewal since {due}"))
-        }
-        Some(_) => verdict(Is::True, Reason::CertificatesCurrent, "all certificates are in the first two thirds of their life".into()),
+        Some((due, end)) if observed.now >= due => verdict(
+            Is::False,
+            Reason::CertificateExpiring,
+            format!("a certificate ends at {end} and is due for renewal since {due}"),
+        ),
+        Some(_) => verdict(
+            Is::True,
+            Reason::CertificatesCurrent,
+            "all certificates are in the first two thirds of their life".into(),
+        ),
     }
 }
 
@@ -286,16 +322,22 @@ fn up_to_date(observed: &Observed, plan: &Plan) -> Verdict {
         Some(pending) => verdict(
             Is::False,
             Reason::RevisionPending,
-            format!("revision {} waits for consent: set spec.acceptRevision to it, or change the spec", pending.revision),
+            format!(
+                "revision {} waits for consent: set spec.acceptRevision to it, or change the spec",
+                pending.revision
+            ),
         ),
-        None if rollout::unsettled(observed) => verdict(Is::False, Reason::Rolling, "pods are being started or replaced".into()),
+        None if rollout::unsettled(observed) => {
+            verdict(Is::False, Reason::Rolling, "pods are being started or replaced".into())
+        }
         None => verdict(Is::True, Reason::RevisionCurrent, "what runs is what would be rendered now".into()),
     }
 }
 
 /// kstatus' two: `Reconciling` while there is work, `Stalled` while work needs somebody's help.
 fn kstatus(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created: bool) -> [Verdict; 2] {
-    let reconciling = |is, reason, message: String| Verdict::new(ConditionType::Reconciling, is, reason, message);
+    let reconciling =
+        |is, reason, message: String| Verdict::new(ConditionType::Reconciling, is, reason, message);
     let stalled = |is, reason, message: String| Verdict::new(ConditionType::Stalled, is, reason, message);
     let problem = plan.problems.first();
     let blocked = blocked_deletion(observed);
@@ -315,7 +357,11 @@ fn kstatus(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created:
         reconciling(Is::True, Reason::RequestFailing, failure.message.clone())
     } else if plan.problems.iter().any(Problem::blocks_everything) {
         settled("work cannot go on, see Stalled")
-    } else if !plan.is_empty() || rollout::unsettled(observed) || etcd::next_step(observed).is_some() || (!created && problem.is_none()) {
+    } else if !plan.is_empty()
+        || rollout::unsettled(observed)
+        || etcd::next_step(observed).is_some()
+        || (!created && problem.is_none())
+    {
         working("work is under way".into())
     } else {
         settled("nothing is left to do")
@@ -333,8 +379,12 @@ fn blocked_deletion(observed: &Observed) -> Option<String> {
     let namespace = observed.own_namespace()?;
     let pods = observed.pods.iter().map(|pod| format!("Pod {} is still there", pod.name));
     let causes: Vec<String> = namespace.remaining.iter().cloned().chain(pods).collect();
-    let causes = if causes.is_empty() { "its controller gives no cause".to_owned() } else { causes.join("; ") };
-    Some(format!("Namespace {} does not go away: {causes}; who made what remains must remove it", namespace.name))
+    let causes =
+        if causes.is_empty() { "its controller gives no cause".to_owned() } else { causes.join("; ") };
+    Some(format!(
+        "Namespace {} does not go away: {causes}; who made what remains must remove it",
+        namespace.name
+    ))
 }
 
 fn operation(
@@ -354,9 +404,10 @@ fn operation(
         (OperationType::Create, spec.version.clone(), "starting the control plane".to_owned())
     } else if let (Some(step), true) = (etcd::next_step(observed), created) {
         (OperationType::ScaleEtcd, format!("{} members", spec.etcd.replicas), etcd::tell(&step))
-    } else if let (Some(scaling), true) =
-        (before.operation.as_ref().filter(|operation| operation.kind == OperationType::ScaleEtcd), rollout::unsettled(observed))
-    {
+    } else if let (Some(scaling), true) = (
+        before.operation.as_ref().filter(|operation| operation.kind == OperationType::ScaleEtcd),
+        rollout::unsettled(observed),
+    ) {
         // API servers learn of the members: the last part of the same operation.
         (scaling.kind, scaling.target.clone(), roll_step(observed))
     } else if rollout::unsettled(observed) && created {
@@ -366,29 +417,38 @@ fn operation(
     } else {
         return None;
     };
-    let same = before.operation.as_ref().filter(|operation| operation.kind == kind && operation.target == target);
+    let same =
+        before.operation.as_ref().filter(|operation| operation.kind == kind && operation.target == target);
     let since = match kind {
         OperationType::Delete => observed.cluster.metadata.deletion_timestamp.as_ref(),
         OperationType::Create => observed.cluster.metadata.creation_timestamp.as_ref(),
         _ => None,
     };
-    let started_at = same.map(|operation| operation.started_at.clone()).or(since.cloned()).unwrap_or(Time(observed.now));
+    let started_at =
+        same.map(|operation| operation.started_at.clone()).or(since.cloned()).unwrap_or(Time(observed.now));
     let waiting = waiting(observed, same);
     Some(Operation { kind, target, step, started_at, waiting })
 }
 
 fn waiting(observed: &Observed, same: Option<&Operation>) -> Option<Waiting> {
-    let trouble = observed.pods.iter().filter(|pod| !pod.terminating && !pod.ready).find_map(|pod| pod.trouble.as_ref())?;
-    let before = same.and_then(|operation| operation.waiting.as_ref()).filter(|waiting| waiting.reason == trouble.reason);
+    let trouble = observed
+        .pods
+        .iter()
+        .filter(|pod| !pod.terminating && !pod.ready)
+        .find_map(|pod| pod.trouble.as_ref())?;
+    let before = same
+        .and_then(|operation| operation.waiting.as_ref())
+        .filter(|waiting| waiting.reason == trouble.reason);
     let since = before.map_or(Time(observed.now), |waiting| waiting.since.clone());
     Some(Waiting { reason: trouble.reason.chars().take(64).collect(), since, owner: Owner::Platform })
 }
 
 fn roll_step(observed: &Observed) -> String {
-    let parts = [component::ETCD, component::KUBE_APISERVER, component::KUBE_CONTROLLERS].iter().filter_map(|name| {
-        let count: Count = rollout::count(observed, name)?;
-        (!count.settled()).then(|| format!("{name} {} of {} ready", count.ready, count.desired))
-    });
+    let parts =
+        [component::ETCD, component::KUBE_APISERVER, component::KUBE_CONTROLLERS].iter().filter_map(|name| {
+            let count: Count = rollout::count(observed, name)?;
+            (!count.settled()).then(|| format!("{name} {} of {} ready", count.ready, count.desired))
+        });
     parts.collect::<Vec<_>>().join(", ")
 }
 
@@ -398,8 +458,12 @@ fn deletion_step(observed: &Observed) -> String {
         Some(namespace) if !observed.pods.is_empty() => {
             format!("waiting for {} pods in namespace {}", observed.pods.len(), namespace.name)
         }
-        Some(namespace) if namespace.remaining.is_empty() => format!("waiting for namespace {}", namespace.name),
-        Some(namespace) => format!("waiting for namespace {}: {}", namespace.name, namespace.remaining.join("; ")),
+        Some(namespace) if namespace.remaining.is_empty() => {
+            format!("waiting for namespace {}", namespace.name)
+        }
+        Some(namespace) => {
+            format!("waiting for namespace {}: {}", namespace.name, namespace.remaining.join("; "))
+        }
     }
 }
 
@@ -409,13 +473,18 @@ fn summary(verdicts: &[Verdict], operation: Option<&Operation>, observed: &Obser
     let text = if observed.deleting() {
         format!("Deleting: {}", operation.map_or("", |operation| operation.step.as_str()))
     } else if let Some(stalled) = find(ConditionType::Stalled).filter(|verdict| verdict.is == Is::True) {
-        let state = if ready.is_some_and(|ready| ready.is == Is::True) { "Running, but stalled" } else { "Stalled" };
+        let state =
+            if ready.is_some_and(|ready| ready.is == Is::True) { "Running, but stalled" } else { "Stalled" };
         format!("{state}: {}", stalled.message)
     } else if ready.is_some_and(|ready| ready.is == Is::True) {
         match operation {
             _ if observed.cluster.spec.paused => "Running (paused)".into(),
-            Some(operation) if operation.kind == OperationType::Roll => format!("Rolling: {}", operation.step),
-            Some(operation) if operation.kind == OperationType::ScaleEtcd => format!("Scaling etcd: {}", operation.step),
+            Some(operation) if operation.kind == OperationType::Roll => {
+                format!("Rolling: {}", operation.step)
+            }
+            Some(operation) if operation.kind == OperationType::ScaleEtcd => {
+                format!("Scaling etcd: {}", operation.step)
+            }
             _ if plan.pending.is_some() => "Running (a newer revision waits for consent)".into(),
             _ => match find(ConditionType::EtcdHealthy) {
                 Some(etcd) if etcd.is == Is::False => format!("Running, but etcd: {}", etcd.message),
@@ -424,7 +493,9 @@ fn summary(verdicts: &[Verdict], operation: Option<&Operation>, observed: &Obser
         }
     } else {
         match (ready, trouble(observed)) {
-            (Some(ready), Some(trouble)) if ready.reason == Reason::Creating => format!("Creating: {trouble}"),
+            (Some(ready), Some(trouble)) if ready.reason == Reason::Creating => {
+                format!("Creating: {trouble}")
+            }
             (Some(ready), None) if ready.reason == Reason::Creating => "Creating".into(),
             (Some(ready), _) if ready.is == Is::Unknown => format!("Unknown: {}", ready.message),
             (Some(ready), _) => format!("Not ready: {}", ready.message),
@@ -447,7 +518,8 @@ fn conditions(observed: &Observed, before: &[Condition], verdicts: Vec<Verdict>)
             let kind = verdict.kind.to_string();
             let last = before.iter().find(|condition| condition.type_ == kind && condition.status == status);
             Condition {
-                last_transition_time: last.map_or(Time(observed.now), |condition| condition.last_transition_time.clone()),
+                last_transition_time: last
+                    .map_or(Time(observed.now), |condition| condition.last_transition_time.clone()),
                 message: verdict.message.chars().take(2000).collect(),
                 observed_generation: observed.cluster.metadata.generation,
                 reason: verdict.reason.as_str().to_owned(),

@@ -60,7 +60,11 @@ pub fn count(observed: &Observed, component: &str) -> Option<Count> {
             .try_into()
             .unwrap_or(i64::MAX)
     };
-    let updated = if kind == Kind::Deployment { workload.count("/status/updatedReplicas").min(pods(false)) } else { pods(false) };
+    let updated = if kind == Kind::Deployment {
+        workload.count("/status/updatedReplicas").min(pods(false))
+    } else {
+        pods(false)
+    };
     Some(Count { desired, total, updated, ready: pods(true).min(updated) })
 }
 
@@ -81,10 +85,7 @@ pub fn settled(observed: &Observed, component: &str) -> bool {
 
 /// Whether all components that come before this one in a change are settled.
 pub fn settled_before(observed: &Observed, component: &str) -> bool {
-    ORDER
-        .iter()
-        .take_while(|other| **other != component)
-        .all(|other| settled(observed, other))
+    ORDER.iter().take_while(|other| **other != component).all(|other| settled(observed, other))
 }
 
 /// Whether pods are missing, not ready, or being replaced.

@@ -36,6 +36,13 @@ impl Tenant {
         self.home.clone()
     }
 
+    /// Labels of its pods: those that lead to it, but for the UID, which a takeover changes while pods run on.
+    pub fn pod_labels(&self, component: &str) -> BTreeMap<&'static str, String> {
+        let mut labels = self.labels(component);
+        labels.remove(name::TENANT_UID_LABEL);
+        labels
+    }
+
     /// Labels of every object that belongs to it.
     pub fn labels(&self, component: &str) -> BTreeMap<&'static str, String> {
         BTreeMap::from([

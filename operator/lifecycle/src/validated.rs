@@ -25,13 +25,17 @@ impl Problem {
     pub fn blocks_everything(&self) -> bool {
         matches!(
             self.reason,
-            Reason::AdoptionNeeded | Reason::EndpointHostMissing | Reason::NamespaceTerminating | Reason::DataLost
+            Reason::AdoptionNeeded
+                | Reason::EndpointHostMissing
+                | Reason::NamespaceTerminating
+                | Reason::DataLost
         )
     }
 
     /// Whether a control plane cannot come up for the first time.
     pub fn blocks_creation(&self) -> bool {
-        self.blocks_everything() || matches!(self.reason, Reason::VersionNotInCatalogue | Reason::AuthorityLost)
+        self.blocks_everything()
+            || matches!(self.reason, Reason::VersionNotInCatalogue | Reason::AuthorityLost)
     }
 }
 
@@ -47,17 +51,24 @@ pub fn validate(observed: &Observed) -> (Option<&KubernetesReleaseSpec>, Vec<Pro
             message: format!(
                 "spec.version: {} is not in the catalogue, which has {}",
                 spec.version,
-                if known.is_empty() { "no versions at all; install a KubernetesRelease".to_owned() } else { known.join(", ") }
+                if known.is_empty() {
+                    "no versions at all; install a KubernetesRelease".to_owned()
+                } else {
+                    known.join(", ")
+                }
             ),
             owner: if known.is_empty() { Owner::Platform } else { Owner::Tenant },
         });
     }
-    if spec.control_plane.endpoint.kind == EndpointType::NodePort && observed.platform.node_port_host.is_empty() {
+    if spec.control_plane.endpoint.kind == EndpointType::NodePort
+        && observed.platform.node_port_host.is_empty()
+    {
         problems.push(Problem {
             reason: Reason::EndpointHostMissing,
-            message: "spec.controlPlane.endpoint.type: NodePort needs a host that this platform has not set; \
+            message:
+                "spec.controlPlane.endpoint.type: NodePort needs a host that this platform has not set; \
                       set the chart value endpoint.nodePort.host, or choose ClusterIP or LoadBalancer"
-                .into(),
+                    .into(),
             owner: Owner::Platform,
         });
     }

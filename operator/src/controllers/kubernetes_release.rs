@@ -74,7 +74,12 @@ impl Catalogue {
 }
 
 /// Keeps the status of each entry in step with who uses it: a policy of the chart reads it when one is deleted.
-pub(super) async fn keep_usage(context: Context, clusters: Store<Known>, catalogue: Catalogue, world: Arc<World>) {
+pub(super) async fn keep_usage(
+    context: Context,
+    clusters: Store<Known>,
+    catalogue: Catalogue,
+    world: Arc<World>,
+) {
     let mut ticks = interval(COUNT_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -84,7 +89,8 @@ pub(super) async fn keep_usage(context: Context, clusters: Store<Known>, catalog
             std::future::pending::<()>().await;
         }
         // Whoever was not read yet might use anything: nothing is said before all were.
-        let users: Option<Vec<(String, String)>> = clusters.state().iter().map(|cluster| user(cluster, &world)).collect();
+        let users: Option<Vec<(String, String)>> =
+            clusters.state().iter().map(|cluster| user(cluster, &world)).collect();
         let Some(users) = users else { continue };
         for release in catalogue.store.state() {
             let status = usage(&release.spec.version, &users);
@@ -124,7 +130,11 @@ fn usage(version: &str, users: &[(String, String)]) -> KubernetesReleaseStatus {
     KubernetesReleaseStatus { used_by: users, users: i32::try_from(count).unwrap_or(i32::MAX), summary }
 }
 
-async fn write(context: &Context, release: &KubernetesRelease, status: &KubernetesReleaseStatus) -> Result<(), kube::Error> {
+async fn write(
+    context: &Context,
+    release: &KubernetesRelease,
+    status: &KubernetesReleaseStatus,
+) -> Result<(), kube::Error> {
     let own = release.metadata.name.as_deref().unwrap_or_default();
     let patch = json!({
         "apiVersion": "kaas.dev/v1alpha1",

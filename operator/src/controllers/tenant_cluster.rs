@@ -1,6 +1,7 @@
 //! TenantClusters: what wakes a reconcile, and its way from observation to status.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,8 +9,8 @@ use futures::stream::{self, Stream, StreamExt};
 use jiff::Timestamp;
 use kaas_crds::{TenantCluster, name};
 use kaas_lifecycle::object::Kind;
-use kaas_lifecycle::report::{self, Failure};
 use kaas_lifecycle::plan::{Plan, plan};
+use kaas_lifecycle::report::{self, Failure};
 use kube::api::{Api, DynamicObject};
 use kube::core::PartialObjectMeta;
 use kube::runtime::controller::{Action, Config, Controller};
@@ -18,7 +19,7 @@ use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::{Instrument, debug, info_span, warn};
+use tracing::{Instrument, debug, warn};
 
 use super::kubernetes_release::{self, Catalogue};
 use crate::class::Class;
@@ -27,6 +28,7 @@ use crate::execute::{Lifetimes, Tools, execute};
 use crate::observe::{Sources, observe};
 use crate::publish::publish;
 use crate::run::Context;
+use crate::telemetry;
 use crate::tenant::{Name, Tenants};
 use crate::{execute as execution, observe as observation, publish as publication};
 
@@ -86,6 +88,8 @@ pub(super) struct World {
     recorder: Recorder,
     /// Failures in a row, by UID.
     attempts: Mutex<BTreeMap<String, u32>>,
+    /// Tells turns apart in the log.
+    turns: AtomicU64,
     /// Versions asked for, by UID, as last read.
     versions: Mutex<BTreeMap<String, String>>,
 }
@@ -135,6 +139,7 @@ pub(super) async fn run(context: &Context, catalogue: Catalogue) {
             Reporter { controller: name::FIELD_MANAGER.into(), instance: Some(settings.identity.clone()) },
         ),
         attempts: Mutex::default(),
+        turns: AtomicU64::default(),
         versions: Mutex::default(),
     });
     let concurrency = u16::try_from(settings.concurrency).unwrap_or(u16::MAX);
@@ -159,7 +164,9 @@ pub(super) async fn run(context: &Context, catalogue: Catalogue) {
 
 /// TenantClusters as they come and go. Only metadata: a reconcile reads the object itself, a thousand cost little
 /// memory, and one that cannot be understood (made by a newer version, say) does not hide the others.
-fn clusters(client: &kube::Client) -> (Store<Known>, impl Stream<Item = Result<Known, watcher::Error>> + Send + use<>) {
+fn clusters(
+    client: &kube::Client,
+) -> (Store<Known>, impl Stream<Item = Result<Known, watcher::Error>> + Send + use<>) {
     let (reader, writer) = store();
     let api: Api<Known> = Api::all(client.clone());
     let watched = watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT_SECONDS))
@@ -182,25 +189,33 @@ fn from_probes(woken: mpsc::UnboundedReceiver<Name>) -> impl Stream<Item = Objec
 /// lead to the tenant are in namespaces that no tenant can write to; a wrong one would merely wake somebody.
 fn changes(client: &kube::Client, kind: Kind) -> impl Stream<Item = ObjectRef<Known>> + Send + use<> {
     let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client.clone(), &resource(kind));
-    let ours = format!("{}={},{}", name::MANAGED_BY_LABEL, name::MANAGED_BY, name::TENANT_UID_LABEL);
+    let ours = format!("{}={},{}", name::MANAGED_BY_LABEL, name::MANAGED_BY, name::TENANT_NAME_LABEL);
     watcher(api, watcher::Config::default().labels(&ours).timeout(WATCH_TIMEOUT_SECONDS))
         .default_backoff()
         .touched_objects()
         .filter_map(move |object| async move {
             let object = object.inspect_err(|error| debug!(%error, %kind, "watch")).ok()?;
             let labels = object.metadata.labels?;
-            let (namespace, name) = (labels.get(name::TENANT_NAMESPACE_LABEL)?, labels.get(name::TENANT_NAME_LABEL)?);
+            let (namespace, name) =
+                (labels.get(name::TENANT_NAMESPACE_LABEL)?, labels.get(name::TENANT_NAME_LABEL)?);
             Some(ObjectRef::new(name).within(namespace))
         })
 }
 
 async fn reconcile(cluster: Arc<Known>, world: Arc<World>) -> Result<Action, Error> {
     let metadata = &cluster.metadata;
-    let (namespace, name) = (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
+    let (namespace, name) =
+        (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
     let uid = metadata.uid.as_deref().unwrap_or_default();
-    let span = info_span!("reconcile", namespace, name, uid);
+    let span = telemetry::reconcile(
+        "tenantcluster",
+        namespace,
+        name,
+        uid,
+        world.turns.fetch_add(1, Ordering::Relaxed),
+    );
     let begin = Instant::now();
-    let result = turn(&world, namespace, name, uid).instrument(span.clone()).await;
+    let result = turn(&world, namespace, name, uid).instrument(span).await;
     let failure = result.as_ref().err().map(|error| error.class().as_str());
     world.context.metrics.reconciles.observe("tenantcluster", failure, begin.elapsed());
     if result.is_ok() {
@@ -223,7 +238,10 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
         gate: &context.gate,
         metrics: &context.metrics,
         tenants: &world.tenants,
-        lifetimes: Lifetimes { leaf: context.settings.leaf_lifetime, authority: context.settings.authority_lifetime },
+        lifetimes: Lifetimes {
+            leaf: context.settings.leaf_lifetime,
+            authority: context.settings.authority_lifetime,
+        },
     };
     for pass in 1..=PASSES {
         let Some((observed, mut keyring)) = observe(&sources, namespace, name).await? else {
@@ -235,7 +253,12 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
         world.note_version(uid, Some(&observed.cluster.spec.version));
         let plan = plan(&observed);
         let outcome = execute(&tools, &plan, &observed, &mut keyring).await;
-        debug!(pass, actions = plan.waves.iter().map(Vec::len).sum::<usize>(), failed = outcome.is_err(), "pass");
+        debug!(
+            pass,
+            actions = plan.waves.iter().map(Vec::len).sum::<usize>(),
+            failed = outcome.is_err(),
+            "pass"
+        );
         match outcome {
             Ok(()) if !plan.is_empty() && pass < PASSES && !observed.deleting() => {}
             Ok(()) => {
@@ -253,7 +276,11 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
                 if matches!(class, Class::NotLeading | Class::Conflict) {
                     return Err(error.into());
                 }
-                let failure = Failure { reason: class.reason(), message: told(&error), transient: class.is_transient() };
+                let failure = Failure {
+                    reason: class.reason(),
+                    message: told(&error),
+                    transient: class.is_transient(),
+                };
                 // A single failure that passes by itself is no news yet.
                 let repeated = world.failures(uid) >= 2;
                 if repeated || !failure.transient {
@@ -270,7 +297,9 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
 /// What failed, without what changes from try to try.
 fn told(error: &execution::Error) -> String {
     match error {
-        execution::Error::Write { what, source: kube::Error::Api(status) } => format!("{what}: {}", status.message),
+        execution::Error::Write { what, source: kube::Error::Api(status) } => {
+            format!("{what}: {}", status.message)
+        }
         other => other.to_string(),
     }
 }

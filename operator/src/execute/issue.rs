@@ -23,7 +23,12 @@ pub(crate) struct Made {
 }
 
 /// Makes what is asked for; the authorities come from the keyring.
-pub(super) fn make(issue: &Issue, keyring: &Keyring, lifetimes: Lifetimes, now: Timestamp) -> Result<Made, Error> {
+pub(super) fn make(
+    issue: &Issue,
+    keyring: &Keyring,
+    lifetimes: Lifetimes,
+    now: Timestamp,
+) -> Result<Made, Error> {
     let what = issue.reference.to_string();
     let fail = |source| Error::KeyMaterial { what: what.clone(), source };
     let mut entries = BTreeMap::new();
@@ -50,8 +55,9 @@ pub(super) fn make(issue: &Issue, keyring: &Keyring, lifetimes: Lifetimes, now: 
         }
         Material::Kubeconfig { certificate, server, name } => {
             let issued = sign(certificate, keyring, lifetimes, now, &what)?;
-            let authority =
-                keyring.authority_certificate(certificate.authority).ok_or_else(|| Error::NoAuthority(what.clone()))?;
+            let authority = keyring
+                .authority_certificate(certificate.authority)
+                .ok_or_else(|| Error::NoAuthority(what.clone()))?;
             let document = kaas_pki::kubeconfig(&Kubeconfig {
                 name,
                 server,
@@ -81,8 +87,10 @@ fn sign(
     what: &str,
 ) -> Result<Issued, Error> {
     let fail = |source| Error::KeyMaterial { what: format!("{what}, certificate {}", request.name), source };
-    let authority =
-        keyring.authority(request.authority).ok_or_else(|| Error::NoAuthority(what.to_owned()))?.map_err(fail)?;
+    let authority = keyring
+        .authority(request.authority)
+        .ok_or_else(|| Error::NoAuthority(what.to_owned()))?
+        .map_err(fail)?;
     let wanted = Request {
         common_name: request.common_name.clone(),
         organizations: request.organizations.clone(),

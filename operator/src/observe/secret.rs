@@ -33,7 +33,9 @@ pub(super) fn facts(secret: &Secret, keyring: &Keyring) -> Facts {
             certificates.insert(part.to_owned(), facts);
         }
     }
-    if let Some(facts) = kubeconfig.as_ref().and_then(|(_, pem)| certificate(pem, Authority::Cluster, keyring)) {
+    if let Some(facts) =
+        kubeconfig.as_ref().and_then(|(_, pem)| certificate(pem, Authority::Cluster, keyring))
+    {
         certificates.insert("kubeconfig".to_owned(), facts);
     }
     let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
@@ -43,14 +45,19 @@ pub(super) fn facts(secret: &Secret, keyring: &Keyring) -> Facts {
         owner_uid: owner.map(|owner| owner.uid.clone()),
         keys: entries.keys().map(|key| (*key).clone()).collect(),
         certificates,
-        applied_hash: metadata.annotations.as_ref().and_then(|all| all.get(name::APPLIED_HASH_ANNOTATION)).cloned(),
+        applied_hash: metadata
+            .annotations
+            .as_ref()
+            .and_then(|all| all.get(name::APPLIED_HASH_ANNOTATION))
+            .cloned(),
         kubeconfig_server: kubeconfig.map(|(server, _)| server),
     }
 }
 
 fn certificate(pem: &[u8], authority: Authority, keyring: &Keyring) -> Option<Certificate> {
     let parsed = kaas_pki::Certificate::parse(std::str::from_utf8(pem).ok()?).ok()?;
-    let issuer = keyring.authority_certificate(authority).and_then(|pem| kaas_pki::Certificate::parse(pem).ok());
+    let issuer =
+        keyring.authority_certificate(authority).and_then(|pem| kaas_pki::Certificate::parse(pem).ok());
     Some(Certificate {
         signed: issuer.is_some_and(|issuer| parsed.is_issued_by(&issuer)),
         common_name: parsed.common_name,

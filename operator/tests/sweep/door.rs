@@ -83,7 +83,9 @@ impl Door {
                 while connections.try_join_next().is_some() {}
                 let Ok((stream, _)) = listener.accept().await else { continue };
                 let protocols = behind.config.alpn_protocols.clone();
-                let Some(config) = identity().and_then(|identity| identity.server(protocols)) else { continue };
+                let Some(config) = identity().and_then(|identity| identity.server(protocols)) else {
+                    continue;
+                };
                 connections.spawn(pass(stream, config, behind.clone()));
             }
         };

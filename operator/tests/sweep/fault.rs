@@ -267,9 +267,10 @@ impl Wire {
 
     async fn read(&self, request: Request<Body>) -> Result<Response<Body>, BoxError> {
         let path = request.uri().path().to_owned();
-        let metadata_only = request.headers().values().any(|value| {
-            value.to_str().is_ok_and(|value| value.contains("PartialObjectMetadata"))
-        });
+        let metadata_only = request
+            .headers()
+            .values()
+            .any(|value| value.to_str().is_ok_and(|value| value.contains("PartialObjectMetadata")));
         let stale = {
             let mut state = self.state.lock().unwrap();
             let covers = |stale: &mut Stale| {
@@ -307,7 +308,9 @@ impl Wire {
             }
             _ => {}
         }
-        let forward = |parts: http::request::Parts, body: Vec<u8>| self.send(Request::from_parts(parts, Body::from(body)));
+        let forward = |parts: http::request::Parts, body: Vec<u8>| {
+            self.send(Request::from_parts(parts, Body::from(body)))
+        };
         match fault {
             None => forward(parts, body).await,
             Some(Fault::Crash) => {
@@ -375,12 +378,15 @@ impl Wire {
         let text = match (*method == Method::POST, before) {
             (true, _) => last.to_owned(),
             // The last part is a hash over what names the tenant.
-            (_, "controllerrevisions") => format!("{before}/{}", last.rsplit_once('-').map_or(last, |(kept, _)| kept)),
+            (_, "controllerrevisions") => {
+                format!("{before}/{}", last.rsplit_once('-').map_or(last, |(kept, _)| kept))
+            }
             // A recurring event.
             (_, "events") => before.to_owned(),
             _ => format!("{before}/{last}"),
         };
-        let place = if path.contains(&format!("/namespaces/{}/", self.scope.team)) { " of the team" } else { "" };
+        let place =
+            if path.contains(&format!("/namespaces/{}/", self.scope.team)) { " of the team" } else { "" };
         format!("{verb} {}{place}", text.replace(&self.scope.uid, "UID"))
     }
 

@@ -48,7 +48,10 @@ fn terminating(object: &Value) -> bool {
 
 fn ready(pod: &Value) -> bool {
     let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
-    conditions.into_iter().flatten().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
 fn of<'a>(live: &'a Live, kind: &'static str) -> impl Iterator<Item = &'a Arc<Value>> {
@@ -89,10 +92,15 @@ impl Player {
             self.empty().await;
             return;
         }
-        join_all(["StatefulSet", "Deployment"].into_iter().flat_map(|kind| of(&live, kind).map(move |set| (kind, set)))
-            .map(|(kind, set)| self.control(kind, set, &live)))
+        join_all(
+            ["StatefulSet", "Deployment"]
+                .into_iter()
+                .flat_map(|kind| of(&live, kind).map(move |set| (kind, set)))
+                .map(|(kind, set)| self.control(kind, set, &live)),
+        )
         .await;
-        let starting = of(&live, "Pod").filter(|pod| !terminating(pod) && !ready(pod) && mountable(pod, &live));
+        let starting =
+            of(&live, "Pod").filter(|pod| !terminating(pod) && !ready(pod) && mountable(pod, &live));
         join_all(starting.map(|pod| self.run(pod))).await;
         self.open(&live, doors).await;
     }
@@ -113,9 +121,205 @@ impl Player {
             async move { api.delete_collection(&DeleteParams::default(), all).await.is_ok() }
         });
         let removed = join_all(removals).await.into_iter().all(|done| done);
-        let left = self.api("Pod").list(&all).await.map(|pods| pods.items.len());
-        if !removed || left != Ok::<_, kube::Error>(0).map_err(|error| error.to_string()).map(|zero: usize| zero).as_ref().copied().map_err(|_| unreachable!()) {
+        let pods = self.api("Pod").list(&all).await.map_or(usize::MAX, |pods| pods.items.len());
+        if !removed || pods > 0 {
+            // Each pod that goes is a change, and leads back here.
             return;
         }
+        let namespace = json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.home}, "spec": {"finalizers": []},
+        });
+        let path = format!("/api/v1/namespaces/{}/finalize", self.home);
+        let request = http::Request::put(path)
+            .header("content-type", "application/json")
+            .body(serde_json::to_vec(&namespace).unwrap())
+            .unwrap();
+        // It may be gone already.
+        let _ = self.client.request::<Value>(request).await;
     }
+
+    /// A workload controller: the pods there should be, the new ones before the old ones go, and its status.
+    async fn control(&self, kind: &'static str, set: &Value, live: &Live) {
+        let name = text(set, "/metadata/name");
+        let ordinal = kind == "StatefulSet";
+        let label = if ordinal { "controller-revision-hash" } else { "pod-template-hash" };
+        let hash = format!("{name}-{}", digest(&set["spec"]["template"]));
+        let hash_of = |pod: &Value| pod["metadata"]["labels"][label].as_str().unwrap_or_default().to_owned();
+        let wanted = usize::try_from(set["spec"]["replicas"].as_u64().unwrap()).unwrap();
+        let all: Vec<&Arc<Value>> = of(live, "Pod")
+            .filter(|pod| text(pod, "/metadata/labels/app.kubernetes.io~1name") == name)
+            .collect();
+        let staying: Vec<&Arc<Value>> = all.iter().filter(|pod| !terminating(pod)).copied().collect();
+        let named = |wanted: &str| all.iter().any(|pod| text(pod, "/metadata/name") == wanted);
+        let (fresh, old): (Vec<&Arc<Value>>, Vec<&Arc<Value>>) =
+            staying.iter().partition(|pod| hash_of(pod) == hash);
+        let (mut starting, mut going) = (Vec::new(), Vec::new());
+        if ordinal {
+            starting.extend((0..wanted).map(|index| format!("{name}-{index}")).filter(|pod| !named(pod)));
+            let wanted: Vec<String> = (0..wanted).map(|index| format!("{name}-{index}")).collect();
+            going.extend(
+                staying
+                    .iter()
+                    .map(|pod| text(pod, "/metadata/name").to_owned())
+                    .filter(|pod| !wanted.contains(pod)),
+            );
+        } else {
+            // At most one more than wanted, and never fewer ready ones.
+            let room = (wanted + usize::from(!old.is_empty())).saturating_sub(staying.len());
+            let missing = wanted.saturating_sub(fresh.len()).min(room);
+            let free = (0..).map(|index| format!("{hash}-{index}")).filter(|pod| !named(pod));
+            starting.extend(free.take(missing));
+            let spare = staying.iter().filter(|pod| ready(pod)).count().saturating_sub(wanted);
+            going.extend(old.iter().take(spare).map(|pod| text(pod, "/metadata/name").to_owned()));
+            going.extend(fresh.iter().skip(wanted).map(|pod| text(pod, "/metadata/name").to_owned()));
+        }
+        for pod in starting {
+            self.start(set, &pod, label, &hash).await;
+        }
+        for pod in going {
+            let _ = self.api("Pod").delete(&pod, &DeleteParams::default()).await;
+        }
+        let ready = staying.iter().filter(|pod| ready(pod)).count();
+        let status = json!({
+            "observedGeneration": set["metadata"]["generation"],
+            "replicas": staying.len(),
+            "updatedReplicas": fresh.len(),
+            "readyReplicas": ready,
+            "availableReplicas": ready,
+        });
+        let mut status = status;
+        if ordinal {
+            status["updateRevision"] = hash.into();
+            status["currentRevision"] = status["updateRevision"].clone();
+        }
+        let said = |field: &str, value: &Value| {
+            let live = &set["status"][field];
+            live == value || (live.is_null() && *value == 0)
+        };
+        if !status.as_object().unwrap().iter().all(|(field, value)| said(field, value)) {
+            self.say(kind, name, &status).await;
+        }
+    }
+
+    async fn start(&self, set: &Value, name: &str, label: &str, hash: &str) {
+        let mut pod = set["spec"]["template"].clone();
+        pod["apiVersion"] = "v1".into();
+        pod["kind"] = "Pod".into();
+        pod["metadata"]["name"] = name.into();
+        pod["metadata"].as_object_mut().unwrap().remove("creationTimestamp");
+        pod["metadata"]["labels"][label] = hash.into();
+        // A pod on a node goes only when its kubelet says so.
+        pod["spec"]["nodeName"] = "played".into();
+        let pod = serde_json::from_value(pod).unwrap();
+        match self.api("Pod").create(&PostParams::default(), &pod).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if [403, 404, 409].contains(&status.code) => {}
+            Err(error) => panic!("pod {name}: {error}"),
+        }
+    }
+
+    /// A kubelet whose containers run and are ready.
+    async fn run(&self, pod: &Value) {
+        let name = text(pod, "/metadata/name");
+        let ordinal = name.rsplit('-').next().and_then(|last| last.parse::<u8>().ok()).unwrap();
+        let offset = if name.starts_with(component::ETCD) { 1 } else { 101 };
+        let address = Ipv4Addr::new(127, self.network.0, self.network.1, offset + ordinal).to_string();
+        let containers: Vec<Value> = pod["spec"]["containers"].as_array().unwrap().iter().map(|container| json!({
+            "name": container["name"], "image": container["image"], "imageID": "played", "ready": true, "restartCount": 0,
+            "started": true, "state": {"running": {}},
+        })).collect();
+        let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"]
+            .map(|kind| json!({"type": kind, "status": "True"}));
+        let status = json!({
+            "phase": "Running",
+            "podIP": address,
+            "podIPs": [{"ip": address}],
+            "conditions": conditions,
+            "containerStatuses": containers,
+        });
+        self.say("Pod", name, &status).await;
+    }
+
+    async fn say(&self, kind: &str, name: &str, status: &Value) {
+        let patch = Patch::Merge(json!({"status": status}));
+        match self.api(kind).patch_status(name, &PatchParams::default(), &patch).await {
+            Ok(_) => {}
+            // It is gone.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => panic!("status of {kind} {name}: {error}"),
+        }
+    }
+
+    /// What listens: members at their pods' addresses, API servers at the node port.
+    async fn open(&self, live: &Live, doors: &mut BTreeMap<SocketAddr, Door>) {
+        let mut wanted: BTreeMap<SocketAddr, &str> = BTreeMap::new();
+        for pod in of(live, "Pod").filter(|pod| ready(pod) && !terminating(pod)) {
+            match text(pod, &format!("/metadata/labels/{}", COMPONENT_LABEL.replace('/', "~1"))) {
+                component::ETCD => {
+                    wanted.insert(
+                        SocketAddr::new(text(pod, "/status/podIP").parse().unwrap(), 2379),
+                        component::ETCD,
+                    );
+                }
+                component::KUBE_APISERVER => {
+                    let service = live.get(&("Service", component::KUBE_APISERVER.to_owned()));
+                    let port =
+                        service.and_then(|service| service.pointer("/spec/ports/0/nodePort")?.as_u64());
+                    if let Some(port) = port {
+                        let address = SocketAddr::new(self.node, u16::try_from(port).unwrap());
+                        wanted.insert(address, component::KUBE_APISERVER);
+                    }
+                }
+                _ => {}
+            }
+        }
+        doors.retain(|address, _| wanted.contains_key(address));
+        for (address, component) in wanted {
+            if doors.contains_key(&address) {
+                continue;
+            }
+            let (record, home) = (self.record.clone(), self.home.clone());
+            let (behind, authority, certificate) = match component {
+                component::ETCD => (&self.servers.etcd, "etcd-ca", "server"),
+                _ => (&self.servers.api, "cluster-ca", "tls"),
+            };
+            let identity = move || {
+                let own = record.get(&home, "Secret", component)?;
+                Some(Identity {
+                    certificate: entry(&own, &format!("{certificate}.crt"))?,
+                    key: entry(&own, &format!("{certificate}.key"))?,
+                    clients: entry(&*record.get(&home, "Secret", "authority")?, &format!("{authority}.crt"))?,
+                })
+            };
+            match Door::open(address, behind.clone(), identity).await {
+                Ok(door) => drop(doors.insert(address, door)),
+                Err(error) => panic!("{address} cannot be listened at: {error}"),
+            }
+        }
+    }
+}
+
+/// Whether everything is there that a kubelet mounts or reads before it starts containers.
+fn mountable(pod: &Value, live: &Live) -> bool {
+    let mut wanted: Vec<Key> = Vec::new();
+    let mut note = |source: &Value| {
+        for (kind, part, field) in [
+            ("Secret", "secret", "name"),
+            ("Secret", "secret", "secretName"),
+            ("ConfigMap", "configMap", "name"),
+        ] {
+            wanted.extend(source[part][field].as_str().map(|name| (kind, name.to_owned())));
+        }
+    };
+    for volume in pod["spec"]["volumes"].as_array().into_iter().flatten() {
+        note(volume);
+        volume["projected"]["sources"].as_array().into_iter().flatten().for_each(&mut note);
+    }
+    for container in pod["spec"]["containers"].as_array().into_iter().flatten() {
+        for variable in container["env"].as_array().into_iter().flatten() {
+            let name = variable["valueFrom"]["configMapKeyRef"]["name"].as_str();
+            wanted.extend(name.map(|name| ("ConfigMap", name.to_owned())));
+        }
+    }
+    wanted.iter().all(|key| live.contains_key(key))
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
+use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::core::GroupVersionKind;
-use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::WatchStreamExt;
-use kube::Client;
+use kube::runtime::watcher::{self, Event, watcher};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -76,7 +76,9 @@ impl Record {
             tokio::spawn(async move {
                 while let Some(event) = events.next().await {
                     match event {
-                        Ok(Event::Apply(object) | Event::InitApply(object)) => record.note(kind, object, false),
+                        Ok(Event::Apply(object) | Event::InitApply(object)) => {
+                            record.note(kind, object, false)
+                        }
                         Ok(Event::Delete(object)) => record.note(kind, object, true),
                         Ok(Event::Init | Event::InitDone) => {}
                         Err(error) => eprintln!("watch of {kind}: {error}"),
@@ -98,7 +100,11 @@ impl Record {
         {
             let mut places = self.places.lock().unwrap();
             let place = places.entry(place).or_default();
-            if !gone && place.live.get(&key).is_some_and(|known| known["metadata"]["resourceVersion"] == object["metadata"]["resourceVersion"]) {
+            if !gone
+                && place.live.get(&key).is_some_and(|known| {
+                    known["metadata"]["resourceVersion"] == object["metadata"]["resourceVersion"]
+                })
+            {
                 // A watch that began anew.
                 return;
             }

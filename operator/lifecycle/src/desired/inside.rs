@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use kaas_crds::name::{ADMIN_GROUP, MANAGED_BY, MANAGED_BY_LABEL};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Inputs;
 use crate::object::{Kind, Object, Reference};
@@ -13,14 +13,19 @@ const SERVICE: (&str, &str) = ("default", "kubernetes");
 /// Name of the port, as API servers name it.
 const PORT_NAME: &str = "https";
 
-/// What the operator keeps inside a tenant, when its API is reached at this address.
+/// What the operator keeps inside a tenant, when its API is reached at these addresses of one family.
 ///
 /// Conformance wants both an EndpointSlice and an Endpoints object. Neither is touched by the tenant's controllers:
 /// the Service has no selector, the slice is not of the mirroring controller, and the Endpoints object says that it
 /// is not to be mirrored.
-pub fn tenant_objects(_inputs: &Inputs<'_>, address: IpAddr, port: u16) -> Vec<Object> {
+pub fn tenant_objects(_inputs: &Inputs<'_>, addresses: &[IpAddr], port: u16) -> Vec<Object> {
     let (namespace, service) = SERVICE;
-    let address_type = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let endpoints: Vec<Value> = addresses
+        .iter()
+        .map(|address| json!({"addresses": [address], "conditions": {"ready": true}}))
+        .collect();
+    let ips: Vec<Value> = addresses.iter().map(|address| json!({"ip": address})).collect();
+    let address_type = if addresses.iter().all(IpAddr::is_ipv4) { "IPv4" } else { "IPv6" };
     vec![
         Object::new(
             Reference::cluster(Kind::ClusterRoleBinding, ADMIN_GROUP),
@@ -39,7 +44,7 @@ pub fn tenant_objects(_inputs: &Inputs<'_>, address: IpAddr, port: u16) -> Vec<O
                     "kubernetes.io/service-name": service,
                 }},
                 "addressType": address_type,
-                "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+                "endpoints": endpoints,
                 "ports": [{"name": PORT_NAME, "port": port, "protocol": "TCP"}],
             }),
         ),
@@ -51,7 +56,7 @@ pub fn tenant_objects(_inputs: &Inputs<'_>, address: IpAddr, port: u16) -> Vec<O
                     "endpointslice.kubernetes.io/skip-mirror": "true",
                 }},
                 "subsets": [{
-                    "addresses": [{"ip": address}],
+                    "addresses": ips,
                     "ports": [{"name": PORT_NAME, "port": port, "protocol": "TCP"}],
                 }],
             }),

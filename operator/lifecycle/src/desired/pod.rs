@@ -86,7 +86,7 @@ impl Pod {
         {
             spec.insert("priorityClassName".into(), inputs.platform.priority_class.clone().into());
         }
-        json!({"metadata": {"labels": inputs.tenant.labels(self.component)}, "spec": spec})
+        json!({"metadata": {"labels": inputs.tenant.pod_labels(self.component)}, "spec": spec})
     }
 
     /// Rather elsewhere than not at all: with one node everything still runs. It stands there for one replica too,

@@ -100,7 +100,7 @@ impl World {
         let mut all = vec![namespace(&self.tenant)];
         all.extend(self.surroundings());
         all.extend(self.workloads());
-        all.extend(tenant_objects(&self.inputs(), "10.77.0.1".parse().unwrap(), 30443));
+        all.extend(tenant_objects(&self.inputs(), &["10.77.0.1".parse().unwrap()], 30443));
         all
     }
 
@@ -298,7 +298,7 @@ fn a_change_reaches_what_it_is_about() {
 fn addresses_of_a_tenants_api_have_their_family() {
     let world = World::small();
     for (address, family) in [("10.77.0.1", "IPv4"), ("2001:db8::1", "IPv6")] {
-        let objects = tenant_objects(&world.inputs(), address.parse().unwrap(), 6443);
+        let objects = tenant_objects(&world.inputs(), &[address.parse().unwrap()], 6443);
         let find = |kind| &objects.iter().find(|object| object.reference.kind == kind).unwrap().content;
         assert_eq!(find(Kind::EndpointSlice)["addressType"], family);
         assert_eq!(find(Kind::EndpointSlice)["endpoints"][0]["addresses"], json!([address]));

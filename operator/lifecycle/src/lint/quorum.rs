@@ -40,7 +40,9 @@ impl Members {
         match order {
             EtcdOrder::MoveLeader { to } => {
                 let heir = members.iter().find(|member| member.id == *to);
-                heir.filter(|heir| heir.voter && heir.healthy).map(drop).ok_or("it is no healthy voter".to_owned())
+                heir.filter(|heir| heir.voter && heir.healthy)
+                    .map(drop)
+                    .ok_or("it is no healthy voter".to_owned())
             }
             EtcdOrder::AddLearner { .. } => {
                 if members.iter().any(|member| !member.voter) {
@@ -90,7 +92,9 @@ impl Members {
     /// The StatefulSet gets another number of pods; the last ones go, and their volumes with them.
     pub(super) fn scale(&self, before: Option<i64>, replicas: i64) -> Result<(), String> {
         let Some(before) = before.filter(|before| replicas < *before) else { return Ok(()) };
-        let Some(members) = &self.known else { return Err(format!("{UNHEARD}, and {before} pods become {replicas}")) };
+        let Some(members) = &self.known else {
+            return Err(format!("{UNHEARD}, and {before} pods become {replicas}"));
+        };
         let losing = members.iter().find(|member| index(&member.name).is_some_and(|index| index >= replicas));
         losing.map_or(Ok(()), |member| Err(format!("{} is still a member", member.name)))
     }

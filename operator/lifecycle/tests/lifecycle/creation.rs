@@ -40,7 +40,9 @@ fn the_demo_comes_up() {
 
 #[test]
 fn a_settled_world_is_left_alone() {
-    for (replicas, members, endpoint) in [(1, 1, "ClusterIP"), (1, 1, "NodePort"), (3, 3, "ClusterIP"), (2, 5, "NodePort")] {
+    for (replicas, members, endpoint) in
+        [(1, 1, "ClusterIP"), (1, 1, "NodePort"), (3, 3, "ClusterIP"), (2, 5, "NodePort")]
+    {
         let mut world = World::new(json!({
             "version": "v1.37.1",
             "controlPlane": {"replicas": replicas, "endpoint": {"type": endpoint}},
@@ -54,7 +56,11 @@ fn a_settled_world_is_left_alone() {
             assert!(plan(&world.observe()).is_empty());
             world.reconcile();
         }
-        assert_eq!((world.writes, world.status_writes), (writes, status_writes), "{replicas} {members} {endpoint}");
+        assert_eq!(
+            (world.writes, world.status_writes),
+            (writes, status_writes),
+            "{replicas} {members} {endpoint}"
+        );
     }
 }
 
@@ -97,7 +103,10 @@ fn a_pod_that_cannot_start_is_named() {
     world.reconcile();
     world.controllers();
     let pod = world.pods.iter_mut().find(|pod| pod.component == "kube-apiserver").unwrap();
-    pod.trouble = Some(kaas_lifecycle::observed::Trouble { reason: "ImagePullBackOff".into(), message: "no such image".into() });
+    pod.trouble = Some(kaas_lifecycle::observed::Trouble {
+        reason: "ImagePullBackOff".into(),
+        message: "no such image".into(),
+    });
     world.now += jiff::SignedDuration::from_secs(30);
     world.reconcile();
     assert!(world.summary().starts_with("Creating: Pod "), "{}", world.summary());

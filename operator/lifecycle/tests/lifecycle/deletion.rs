@@ -8,7 +8,9 @@ fn a_running_cluster_goes() {
     world.settle();
     world.delete();
     world.settle();
-    assert!(world.gone && world.namespaces.is_empty() && world.objects.is_empty() && world.kubeconfig.is_none());
+    assert!(
+        world.gone && world.namespaces.is_empty() && world.objects.is_empty() && world.kubeconfig.is_none()
+    );
 }
 
 #[test]
@@ -57,7 +59,11 @@ fn somebody_elses_secret_survives() {
     world.kubeconfig = Some(kaas_lifecycle::observed::Secret { uid: "theirs".into(), ..Default::default() });
     world.settle();
     assert_eq!(world.condition("Stalled"), ("True".into(), "SecretNameTaken".into()));
-    assert!(world.summary().starts_with("Running, but stalled: Secret demo/blue-kubeconfig"), "{}", world.summary());
+    assert!(
+        world.summary().starts_with("Running, but stalled: Secret demo/blue-kubeconfig"),
+        "{}",
+        world.summary()
+    );
     world.delete();
     world.settle();
     assert!(world.gone && world.kubeconfig.is_some());

@@ -28,7 +28,9 @@ fn settle_with_quorum(world: &mut World) {
         let voters: Vec<_> = world.members.iter().filter(|member| !member.learner).collect();
         let up = voters
             .iter()
-            .filter(|member| world.pods.iter().any(|pod| pod.name == member.name && pod.ready && !pod.terminating))
+            .filter(|member| {
+                world.pods.iter().any(|pod| pod.name == member.name && pod.ready && !pod.terminating)
+            })
             .count();
         assert!(up > voters.len() / 2 || voters.len() == 1, "{up} of {} voters are up", voters.len());
     }
@@ -47,7 +49,12 @@ fn one_three_five_three_one() {
             assert_eq!(world.members.len(), count);
             assert_eq!(world.pods.iter().filter(|pod| pod.component == "etcd").count(), count);
             let status = world.cluster.status.as_ref().unwrap();
-            assert_eq!(status.history[0].kind, kaas_crds::status::OperationType::ScaleEtcd, "{:?}", status.history);
+            assert_eq!(
+                status.history[0].kind,
+                kaas_crds::status::OperationType::ScaleEtcd,
+                "{:?}",
+                status.history
+            );
         }
     }
 }

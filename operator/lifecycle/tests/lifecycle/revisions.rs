@@ -22,7 +22,13 @@ fn a_newer_rendering_waits_for_consent() {
     world.settle();
     assert_eq!(pods(&world), before, "nothing restarts");
     let pending = world.cluster.status.as_ref().unwrap().pending.clone().unwrap();
-    assert!(pending.summary.contains("registry.k8s.io/kube-apiserver:v1.37.1 -> mirror.example/kube-apiserver:v1.37.1"), "{}", pending.summary);
+    assert!(
+        pending
+            .summary
+            .contains("registry.k8s.io/kube-apiserver:v1.37.1 -> mirror.example/kube-apiserver:v1.37.1"),
+        "{}",
+        pending.summary
+    );
     assert_eq!(world.condition("UpToDate"), ("False".into(), "RevisionPending".into()));
     assert_eq!(world.condition("Ready").0, "True");
 
@@ -74,7 +80,10 @@ fn scaling_api_servers_restarts_none() {
         let running = world.pods.iter().filter(|pod| pod.component == "kube-apiserver").count();
         assert_eq!(running, usize::try_from(replicas).unwrap());
     }
-    assert!(before.iter().filter(|uid| pods(&world).contains(*uid)).count() >= 2, "etcd and controllers stayed");
+    assert!(
+        before.iter().filter(|uid| pods(&world).contains(*uid)).count() >= 2,
+        "etcd and controllers stayed"
+    );
 }
 
 #[test]

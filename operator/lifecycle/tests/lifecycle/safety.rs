@@ -6,7 +6,7 @@ use kaas_lifecycle::plan::plan;
 use crate::world::World;
 
 /// Lets an operator die right after its n-th write. Tells whether it had nothing left to write.
-pub fn crash_after(world: &mut World, limit: u64) -> bool {
+pub(crate) fn crash_after(world: &mut World, limit: u64) -> bool {
     let mut quiet = 0;
     for _ in 0..100 {
         let plan = plan(&world.observe());
@@ -22,7 +22,10 @@ pub fn crash_after(world: &mut World, limit: u64) -> bool {
         }
         world.controllers();
     }
-    panic!("does not come to rest: {:?}", plan(&world.observe()).waves.iter().flatten().map(crate::world::told).collect::<Vec<_>>())
+    panic!(
+        "does not come to rest: {:?}",
+        plan(&world.observe()).waves.iter().flatten().map(crate::world::told).collect::<Vec<_>>()
+    )
 }
 
 #[test]
@@ -57,8 +60,12 @@ fn members_are_restarted_one_by_one_and_the_leader_last() {
     let mut leader_when_deleted = Vec::new();
     for _ in 0..60 {
         world.reconcile();
-        let going: Vec<String> =
-            world.pods.iter().filter(|pod| pod.component == "etcd" && pod.terminating).map(|pod| pod.name.clone()).collect();
+        let going: Vec<String> = world
+            .pods
+            .iter()
+            .filter(|pod| pod.component == "etcd" && pod.terminating)
+            .map(|pod| pod.name.clone())
+            .collect();
         assert!(going.len() <= 1, "{going:?} at once");
         for name in going {
             leader_when_deleted.push(format!("etcd-{}", world.leader - 1) == name);
@@ -82,7 +89,8 @@ fn a_member_is_not_restarted_while_another_is_down() {
     world.edit(|spec| spec.accept_revision = Some(revision));
     let sick = world.pods.iter_mut().find(|pod| pod.name == "etcd-1").unwrap();
     sick.ready = false;
-    sick.trouble = Some(kaas_lifecycle::observed::Trouble { reason: "NodeLost".into(), message: String::new() });
+    sick.trouble =
+        Some(kaas_lifecycle::observed::Trouble { reason: "NodeLost".into(), message: String::new() });
     for _ in 0..10 {
         world.reconcile();
         let healthy = world.pods.iter().filter(|pod| pod.component == "etcd" && pod.ready).count();

@@ -10,54 +10,58 @@ use kaas_crds::{KubernetesReleaseSpec, TenantCluster, TenantClusterSpec};
 use kaas_lifecycle::action::{Action, CertificateRequest, EtcdOrder, Issue, Material, Precondition};
 use kaas_lifecycle::difference::digest;
 use kaas_lifecycle::object::{Kind, Object, Reference};
-use kaas_lifecycle::observed::{Answer, Certificate, Etcd, Live, Member, Namespace, Observed, Pod, Probe, Secret, Trouble};
+use kaas_lifecycle::observed::{
+    Answer, Certificate, Etcd, Live, Member, Namespace, Observed, Pod, Probe, Secret, Trouble,
+};
 use kaas_lifecycle::plan::{Plan, plan};
 use kaas_lifecycle::report;
 use kaas_lifecycle::tenant::{Platform, Tenant};
 use serde_json::{Value, json};
 
-pub const UID: &str = "0b2f7a3e-1111-4222-8333-444455556666";
+pub(crate) const UID: &str = "0b2f7a3e-1111-4222-8333-444455556666";
 
 /// How long leaves live in this world.
-pub const LEAF_LIFETIME: SignedDuration = SignedDuration::from_hours(8760);
+pub(crate) const LEAF_LIFETIME: SignedDuration = SignedDuration::from_hours(8760);
 
 #[derive(Clone, Debug)]
-pub struct World {
-    pub now: Timestamp,
-    pub platform: Platform,
-    pub cluster: TenantCluster,
-    pub gone: bool,
-    pub catalogue: BTreeMap<String, KubernetesReleaseSpec>,
-    pub namespaces: Vec<Namespace>,
-    pub objects: BTreeMap<Reference, Live>,
-    pub secrets: BTreeMap<String, Secret>,
-    pub kubeconfig: Option<Secret>,
-    pub pods: Vec<Pod>,
-    pub etcd_id: u64,
-    pub leader: u64,
+pub(crate) struct World {
+    pub(crate) now: Timestamp,
+    pub(crate) platform: Platform,
+    pub(crate) cluster: TenantCluster,
+    pub(crate) gone: bool,
+    pub(crate) catalogue: BTreeMap<String, KubernetesReleaseSpec>,
+    pub(crate) namespaces: Vec<Namespace>,
+    pub(crate) objects: BTreeMap<Reference, Live>,
+    pub(crate) secrets: BTreeMap<String, Secret>,
+    pub(crate) kubeconfig: Option<Secret>,
+    pub(crate) pods: Vec<Pod>,
+    pub(crate) etcd_id: u64,
+    pub(crate) leader: u64,
     /// Members by ID, once etcd was founded.
-    pub members: Vec<Member>,
+    pub(crate) members: Vec<Member>,
     /// Whether the API answers through the endpoint when its pods are ready.
-    pub reachable: bool,
-    pub inside: BTreeMap<Reference, Live>,
+    pub(crate) reachable: bool,
+    pub(crate) inside: BTreeMap<Reference, Live>,
     /// Writes so far.
-    pub writes: u64,
+    pub(crate) writes: u64,
     /// Status writes so far.
-    pub status_writes: u64,
+    pub(crate) status_writes: u64,
     /// What is on members' volumes: the volume, and the ID of the member that wrote it.
     data: BTreeMap<String, (String, u64)>,
     version: u64,
 }
 
 /// An action in a few words.
-pub fn told(action: &Action) -> String {
+pub(crate) fn told(action: &Action) -> String {
     match action {
         Action::AddFinalizer { .. } => "add finalizer".into(),
         Action::RemoveFinalizer { .. } => "remove finalizer".into(),
         Action::Apply { object, .. } => format!("apply {} {}", object.reference.kind, object.reference.name),
         Action::Delete { reference, .. } => format!("delete {} {}", reference.kind, reference.name),
         Action::Issue(issue) => format!("issue {} ({})", issue.reference.name, issue.why),
-        Action::ApplyInside { object, .. } => format!("apply inside {} {}", object.reference.kind, object.reference.name),
+        Action::ApplyInside { object, .. } => {
+            format!("apply inside {} {}", object.reference.kind, object.reference.name)
+        }
         Action::Etcd(order) => format!("etcd {order:?}"),
     }
 }
@@ -71,9 +75,9 @@ fn name(member: &Member) -> String {
 
 /// Why the API server refused a write.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Conflict(pub String);
+pub(crate) struct Conflict(pub(crate) String);
 
-pub fn release(version: &str) -> KubernetesReleaseSpec {
+pub(crate) fn release(version: &str) -> KubernetesReleaseSpec {
     KubernetesReleaseSpec {
         version: version.into(),
         images: Images {
@@ -86,7 +90,7 @@ pub fn release(version: &str) -> KubernetesReleaseSpec {
 }
 
 impl World {
-    pub fn new(spec: Value) -> Self {
+    pub(crate) fn new(spec: Value) -> Self {
         let spec: TenantClusterSpec = serde_json::from_value(spec).unwrap();
         let now: Timestamp = "2026-06-01T00:00:00Z".parse().unwrap();
         let mut cluster = TenantCluster::new("blue", spec);
@@ -122,7 +126,7 @@ impl World {
         }
     }
 
-    pub fn demo() -> Self {
+    pub(crate) fn demo() -> Self {
         World::new(json!({
             "version": "v1.37.1",
             "controlPlane": {"replicas": 1, "endpoint": {"type": "NodePort"}},
@@ -130,7 +134,7 @@ impl World {
         }))
     }
 
-    pub fn tenant(&self) -> Tenant {
+    pub(crate) fn tenant(&self) -> Tenant {
         let tenant = Tenant::new(UID, "demo", "blue");
         match self.namespaces.iter().find(|namespace| namespace.is_home_of(&tenant)) {
             Some(namespace) => tenant.moved_into(&namespace.name),
@@ -144,14 +148,14 @@ impl World {
     }
 
     /// Changes the spec as a user does.
-    pub fn edit(&mut self, change: impl FnOnce(&mut TenantClusterSpec)) {
+    pub(crate) fn edit(&mut self, change: impl FnOnce(&mut TenantClusterSpec)) {
         change(&mut self.cluster.spec);
         *self.cluster.metadata.generation.as_mut().unwrap() += 1;
         self.cluster.metadata.resource_version = Some(self.next());
     }
 
     /// Deletes the object as a user does.
-    pub fn delete(&mut self) {
+    pub(crate) fn delete(&mut self) {
         if self.cluster.metadata.finalizers.is_none() {
             self.gone = true;
         }
@@ -159,7 +163,7 @@ impl World {
         self.cluster.metadata.resource_version = Some(self.next());
     }
 
-    pub fn observe(&self) -> Observed {
+    pub(crate) fn observe(&self) -> Observed {
         let home = !self.namespaces.is_empty();
         Observed {
             now: self.now,
@@ -174,12 +178,15 @@ impl World {
             pods: self.pods.clone(),
             etcd: home.then(|| self.etcd()).flatten(),
             probe: home.then(|| self.probe()).flatten(),
+            addresses: BTreeSet::from(["10.77.0.1".parse().unwrap()]),
             inside: self.serving().then(|| self.inside.clone()),
         }
     }
 
     fn etcd(&self) -> Option<Etcd> {
-        let up = |member: &Member| self.pods.iter().any(|pod| pod.name == name(member) && pod.ready && !pod.terminating);
+        let up = |member: &Member| {
+            self.pods.iter().any(|pod| pod.name == name(member) && pod.ready && !pod.terminating)
+        };
         let members: Vec<Member> =
             self.members.iter().map(|member| Member { healthy: up(member), ..member.clone() }).collect();
         let voters = members.iter().filter(|member| !member.learner).count();
@@ -210,7 +217,7 @@ impl World {
     }
 
     /// One action, as the API server would take it.
-    pub fn act(&mut self, action: &Action) -> Result<(), Conflict> {
+    pub(crate) fn act(&mut self, action: &Action) -> Result<(), Conflict> {
         match action {
             Action::AddFinalizer { resource_version } | Action::RemoveFinalizer { resource_version } => {
                 if self.cluster.metadata.resource_version.as_ref() != Some(resource_version) {
@@ -225,7 +232,12 @@ impl World {
             Action::Delete { reference, uid, .. } => self.remove(reference, uid),
             Action::Issue(issue) => self.issue(issue),
             Action::ApplyInside { object, .. } => {
-                let live = Live { uid: "in".into(), resource_version: self.next(), terminating: false, content: object.content.clone() };
+                let live = Live {
+                    uid: "in".into(),
+                    resource_version: self.next(),
+                    terminating: false,
+                    content: object.content.clone(),
+                };
                 self.inside.insert(object.reference.clone(), live);
             }
             Action::Etcd(order) => self.order(order),
@@ -238,10 +250,18 @@ impl World {
         match order {
             EtcdOrder::MoveLeader { to } => self.leader = *to,
             EtcdOrder::AddLearner { peer_url } => {
-                assert!(self.members.iter().all(|member| !member.learner), "etcd takes one learner at a time");
+                assert!(
+                    self.members.iter().all(|member| !member.learner),
+                    "etcd takes one learner at a time"
+                );
                 self.version += 1;
                 let id = 100 + self.version;
-                self.members.push(Member { id, peer_urls: vec![peer_url.clone()], learner: true, ..Member::default() });
+                self.members.push(Member {
+                    id,
+                    peer_urls: vec![peer_url.clone()],
+                    learner: true,
+                    ..Member::default()
+                });
             }
             EtcdOrder::Promote { id } => {
                 let member = self.members.iter_mut().find(|member| member.id == *id).unwrap();
@@ -266,7 +286,8 @@ impl World {
         let (version, mut content) = (self.next(), object.content.clone());
         if reference.kind == Kind::Namespace {
             if let Some(adopted) = self.namespaces.iter_mut().find(|found| found.name == reference.name) {
-                adopted.tenant_uid = content["metadata"]["labels"]["kaas.dev/tenant-uid"].as_str().unwrap().into();
+                adopted.tenant_uid =
+                    content["metadata"]["labels"]["kaas.dev/tenant-uid"].as_str().unwrap().into();
                 return Ok(());
             }
             self.namespaces.push(Namespace {
@@ -302,14 +323,18 @@ impl World {
             content["status"] = status;
         }
         let uid = before.map_or_else(|| format!("uid-{version}"), |live| live.uid.clone());
-        self.objects.insert(reference.clone(), Live { uid, resource_version: version, terminating: false, content });
+        self.objects
+            .insert(reference.clone(), Live { uid, resource_version: version, terminating: false, content });
         Ok(())
     }
 
     fn remove(&mut self, reference: &Reference, uid: &str) {
         match reference.kind {
             Kind::Namespace => {
-                self.namespaces.iter_mut().filter(|found| found.uid == uid).for_each(|found| found.terminating = true);
+                self.namespaces
+                    .iter_mut()
+                    .filter(|found| found.uid == uid)
+                    .for_each(|found| found.terminating = true);
             }
             Kind::Pod => {
                 self.pods.iter_mut().filter(|pod| pod.uid == uid).for_each(|pod| {
@@ -317,7 +342,9 @@ impl World {
                     pod.ready = false;
                 });
             }
-            Kind::Secret if self.kubeconfig.as_ref().is_some_and(|secret| secret.uid == uid) => self.kubeconfig = None,
+            Kind::Secret if self.kubeconfig.as_ref().is_some_and(|secret| secret.uid == uid) => {
+                self.kubeconfig = None
+            }
             _ => {
                 self.objects.retain(|key, live| key != reference || live.uid != uid);
             }
@@ -326,14 +353,17 @@ impl World {
 
     fn issue(&mut self, issue: &Issue) {
         let version = self.next();
-        let mut secret = Secret { uid: format!("uid-{version}"), resource_version: version, ..Secret::default() };
+        let mut secret =
+            Secret { uid: format!("uid-{version}"), resource_version: version, ..Secret::default() };
         let annotation = issue.frame.content.pointer("/metadata/annotations/kaas.dev~1applied-hash");
         secret.applied_hash = annotation.and_then(Value::as_str).map(str::to_owned);
         match &issue.material {
             Material::Authorities => {}
             Material::Leaves { certificates, .. } => {
-                secret.certificates =
-                    certificates.iter().map(|request| (request.name.clone(), self.certificate(request))).collect();
+                secret.certificates = certificates
+                    .iter()
+                    .map(|request| (request.name.clone(), self.certificate(request)))
+                    .collect();
             }
             Material::Kubeconfig { certificate, server, .. } => {
                 secret.certificates = BTreeMap::from([("kubeconfig".into(), self.certificate(certificate))]);
@@ -359,7 +389,7 @@ impl World {
     }
 
     /// Lets the workload controllers, the kubelets and the namespace controller go on by one step.
-    pub fn controllers(&mut self) {
+    pub(crate) fn controllers(&mut self) {
         let before = self.pods.clone();
         self.step();
         if self.pods != before {
@@ -368,7 +398,8 @@ impl World {
     }
 
     fn step(&mut self) {
-        let starting: Vec<usize> = (0..self.pods.len()).filter(|at| !self.pods[*at].ready && !self.pods[*at].terminating).collect();
+        let starting: Vec<usize> =
+            (0..self.pods.len()).filter(|at| !self.pods[*at].ready && !self.pods[*at].terminating).collect();
         for at in starting {
             if self.pods[at].component == "etcd" {
                 self.start_member(at);
@@ -400,7 +431,8 @@ impl World {
     fn start_member(&mut self, at: usize) {
         let pod = self.pods[at].clone();
         let home = self.tenant().control_plane_namespace();
-        let exists = self.objects.contains_key(&Reference::namespaced(Kind::ConfigMap, &home, "etcd-identity"));
+        let exists =
+            self.objects.contains_key(&Reference::namespaced(Kind::ConfigMap, &home, "etcd-identity"));
         let volume = self.volume(&pod);
         let data = self.data.get(&pod.name).is_some_and(|(on, _)| *on == volume);
         let member = self.members.iter().position(|member| name(member) == pod.name);
@@ -455,15 +487,23 @@ impl World {
                     self.start(name, &component, &hash);
                 }
             }
-            let surplus = |pod: &Pod| pod.name.rsplit('-').next().unwrap().parse::<usize>().unwrap() >= wanted;
-            let gone: Vec<String> =
-                self.pods.iter().filter(|pod| pod.component == component && surplus(pod)).map(|pod| pod.name.clone()).collect();
+            let surplus =
+                |pod: &Pod| pod.name.rsplit('-').next().unwrap().parse::<usize>().unwrap() >= wanted;
+            let gone: Vec<String> = self
+                .pods
+                .iter()
+                .filter(|pod| pod.component == component && surplus(pod))
+                .map(|pod| pod.name.clone())
+                .collect();
             self.pods.retain(|pod| !gone.contains(&pod.name));
             self.objects.retain(|key, _| !gone.iter().any(|name| key.name == format!("data-{name}")));
         } else {
             // Surge one, and let an old one go when a new one is ready.
-            let (new, old): (Vec<&Pod>, Vec<&Pod>) =
-                self.pods.iter().filter(|pod| pod.component == component).partition(|pod| pod.template_hash == hash);
+            let (new, old): (Vec<&Pod>, Vec<&Pod>) = self
+                .pods
+                .iter()
+                .filter(|pod| pod.component == component)
+                .partition(|pod| pod.template_hash == hash);
             let (fresh, ready) = (new.len(), new.iter().filter(|pod| pod.ready).count());
             let leaving = old.iter().find(|pod| !pod.terminating).map(|pod| pod.uid.clone());
             let surplus = new.get(wanted).map(|pod| pod.uid.clone());
@@ -478,7 +518,8 @@ impl World {
                 });
             }
         }
-        let pods: Vec<&Pod> = self.pods.iter().filter(|pod| pod.component == component && !pod.terminating).collect();
+        let pods: Vec<&Pod> =
+            self.pods.iter().filter(|pod| pod.component == component && !pod.terminating).collect();
         let updated = pods.iter().filter(|pod| pod.template_hash == hash).count();
         let status = json!({
             "observedGeneration": live.count("/metadata/generation"),
@@ -499,7 +540,12 @@ impl World {
         let claim = Reference::namespaced(Kind::PersistentVolumeClaim, home, format!("data-{pod}"));
         if set.get("/spec/volumeClaimTemplates").is_some() && !self.objects.contains_key(&claim) {
             let version = self.next();
-            let live = Live { uid: format!("volume-{version}"), resource_version: version, terminating: false, content: json!({}) };
+            let live = Live {
+                uid: format!("volume-{version}"),
+                resource_version: version,
+                terminating: false,
+                content: json!({}),
+            };
             self.objects.insert(claim, live);
         }
     }
@@ -519,7 +565,7 @@ impl World {
     }
 
     /// One reconcile: passes of observing, planning and acting, then the report. Gives the plans that did something.
-    pub fn reconcile(&mut self) -> Vec<Plan> {
+    pub(crate) fn reconcile(&mut self) -> Vec<Plan> {
         let mut done = Vec::new();
         for _ in 0..6 {
             if self.gone {
@@ -547,11 +593,14 @@ impl World {
             }
             done.push(plan);
         }
-        panic!("two writers undo each other: {:?}", done.last().unwrap().waves.iter().flatten().map(told).collect::<Vec<_>>());
+        panic!(
+            "two writers undo each other: {:?}",
+            done.last().unwrap().waves.iter().flatten().map(told).collect::<Vec<_>>()
+        );
     }
 
     /// Reconciles and lets the world go on, a second a step, until nothing happens any more.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..200 {
             let before = (self.writes, self.status_writes, self.version);
             self.reconcile();
@@ -564,12 +613,12 @@ impl World {
         panic!("does not settle: {:#?}", self.cluster.status);
     }
 
-    pub fn summary(&self) -> &str {
+    pub(crate) fn summary(&self) -> &str {
         self.cluster.status.as_ref().map_or("", |status| status.summary.as_str())
     }
 
     /// Status and reason of a condition.
-    pub fn condition(&self, kind: &str) -> (String, String) {
+    pub(crate) fn condition(&self, kind: &str) -> (String, String) {
         let status = self.cluster.status.as_ref().unwrap();
         let found = status.conditions.iter().find(|condition| condition.type_ == kind).unwrap();
         (found.status.clone(), found.reason.clone())

@@ -1,0 +1,196 @@
+//! When two worlds are the same: the same objects less what differs from tenant to tenant and from try to try, that
+//! is uid, resourceVersion, times, generations, assigned ports and addresses, and the bytes of key material.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use kaas_pki::Certificate;
+use serde_json::{Map, Value, json};
+
+use crate::fault::Scope;
+use crate::player::entry;
+use crate::record::Record;
+
+/// A world as text, an object an entry.
+pub type Picture = BTreeMap<String, String>;
+
+/// Everything of one tenant in the management cluster.
+pub fn picture(record: &Record, scope: &Scope) -> Picture {
+    let (home, team) = (scope.home(), &scope.team);
+    let inside = record.live(&home);
+    let port = inside
+        .get(&("Service", "kube-apiserver".to_owned()))
+        .and_then(|service| service.pointer("/spec/ports/0/nodePort")?.as_u64());
+    let authority = inside.get(&("Secret", "authority".to_owned()));
+    let eraser = Eraser { scope, port };
+    let mut picture = Picture::new();
+    for ((kind, name), object) in inside.iter().chain(&record.live(team)) {
+        let mut plain = (**object).clone();
+        if *kind == "Secret" {
+            plain["data"] = secret(object, authority.map(|found| &**found));
+        }
+        let plain = eraser.object(plain);
+        let key = format!("{kind} {}", eraser.text(name));
+        picture.insert(key, serde_json::to_string_pretty(&plain).unwrap());
+    }
+    picture
+}
+
+/// The objects of a list inside the tenant.
+pub fn erase(scope: &Scope, port: Option<u64>, object: Value) -> String {
+    serde_json::to_string_pretty(&Eraser { scope, port }.object(object)).unwrap()
+}
+
+/// Lines that differ.
+pub fn difference(wanted: &Picture, found: &Picture) -> String {
+    let mut lines = Vec::new();
+    for (key, content) in wanted {
+        match found.get(key) {
+            None => lines.push(format!("  {key} is missing")),
+            Some(other) if other != content => {
+                let (before, after): (Vec<&str>, Vec<&str>) =
+                    (content.lines().collect(), other.lines().collect());
+                lines.push(format!("  {key} differs"));
+                lines.extend(
+                    before
+                        .iter()
+                        .filter(|line| !after.contains(line))
+                        .map(|line| format!("    wanted {line}")),
+                );
+                lines.extend(
+                    after
+                        .iter()
+                        .filter(|line| !before.contains(line))
+                        .map(|line| format!("    found  {line}")),
+                );
+            }
+            Some(_) => {}
+        }
+    }
+    lines.extend(
+        found.keys().filter(|key| !wanted.contains_key(*key)).map(|key| format!("  {key} is one too many")),
+    );
+    lines.truncate(60);
+    lines.join("\n")
+}
+
+/// What a Secret's entries say, without their bytes.
+fn secret(object: &Value, authority: Option<&Value>) -> Value {
+    let keys = object["data"].as_object().into_iter().flatten().map(|(key, _)| key);
+    let told = keys.map(|key| {
+        let content = entry(object, key).unwrap_or_default();
+        let text = match key.as_str() {
+            "value" => json!(kubeconfig(&content, authority)),
+            _ if key.ends_with(".crt") => certificate(&content, authority),
+            _ if key.ends_with(".kubeconfig") => json!(content),
+            _ => json!(content.lines().next()),
+        };
+        (key.clone(), text)
+    });
+    Value::Object(told.collect::<Map<_, _>>())
+}
+
+fn kubeconfig(content: &str, authority: Option<&Value>) -> Value {
+    use base64::Engine as _;
+    let document: Value = serde_yaml::from_str(content).unwrap_or_default();
+    let decoded = document
+        .pointer("/users/0/user/client-certificate-data")
+        .and_then(|data| base64::engine::general_purpose::STANDARD.decode(data.as_str()?).ok())
+        .and_then(|pem| String::from_utf8(pem).ok());
+    json!({
+        "server": document.pointer("/clusters/0/cluster/server"),
+        "certificate": certificate(&decoded.unwrap_or_default(), authority),
+    })
+}
+
+fn certificate(pem: &str, authority: Option<&Value>) -> Value {
+    let Ok(found) = Certificate::parse(pem) else { return "cannot be read".into() };
+    let signers = ["cluster-ca", "etcd-ca", "front-proxy-ca"].into_iter().filter(|name| {
+        let signer = authority.and_then(|secret| entry(secret, &format!("{name}.crt")));
+        signer.and_then(|pem| Certificate::parse(&pem).ok()).is_some_and(|signer| found.is_issued_by(&signer))
+    });
+    let hours = found.not_after.duration_since(jiff::Timestamp::now()).as_hours();
+    json!({
+        "name": found.common_name,
+        "organizations": found.organizations,
+        "dns": found.dns_names,
+        "addresses": found.ip_addresses,
+        "signed by": signers.collect::<Vec<_>>(),
+        // Rounded up: the hour may turn in the middle of a run.
+        "days left": (hours + 23) / 24,
+    })
+}
+
+struct Eraser<'a> {
+    scope: &'a Scope,
+    port: Option<u64>,
+}
+
+impl Eraser<'_> {
+    fn object(&self, mut object: Value) -> Value {
+        let generation = object.pointer("/metadata/generation").cloned();
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+            for field in ["uid", "resourceVersion", "creationTimestamp", "generation", "managedFields"] {
+                metadata.remove(field);
+            }
+        }
+        self.value(object, generation.as_ref())
+    }
+
+    fn value(&self, value: Value, generation: Option<&Value>) -> Value {
+        match value {
+            Value::Object(map) => {
+                let erased = map.into_iter().map(|(key, value)| {
+                    let value = match key.as_str() {
+                        "observedGeneration" if Some(&value) == generation => "current".into(),
+                        "clusterIP" | "clusterIPs" if value != "None" => "assigned".into(),
+                        _ => self.value(value, generation),
+                    };
+                    (self.text(&key), value)
+                });
+                // Sorted, whatever the map's own order.
+                Value::Object(erased.collect::<BTreeMap<_, _>>().into_iter().collect())
+            }
+            Value::Array(list) => list.into_iter().map(|value| self.value(value, generation)).collect(),
+            Value::String(text) => self.text(&text).into(),
+            Value::Number(number) if number.as_u64().is_some() && number.as_u64() == self.port => {
+                "PORT".into()
+            }
+            other => other,
+        }
+    }
+
+    fn text(&self, text: &str) -> String {
+        if text.parse::<jiff::Timestamp>().is_ok() {
+            return "TIME".into();
+        }
+        if text
+            .parse::<Ipv4Addr>()
+            .is_ok_and(|address| address.is_loopback() && address != Ipv4Addr::LOCALHOST)
+        {
+            return "POD".into();
+        }
+        let mut text = text.replace(&self.scope.uid, "UID").replace(&self.scope.team, "TEAM");
+        if let Some(port) = self.port {
+            text = text.replace(&format!(":{port}"), ":PORT");
+        }
+        without_hashes(&text)
+    }
+}
+
+/// Hashes cover the tenant's identity: each run of twelve or more hexadecimal digits is one.
+fn without_hashes(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut run = String::new();
+    for character in text.chars().map(Some).chain([None]) {
+        match character {
+            Some(digit) if digit.is_ascii_digit() || ('a'..='f').contains(&digit) => run.push(digit),
+            other => {
+                out.push_str(if run.len() >= 12 { "HASH" } else { &run });
+                run.clear();
+                out.extend(other);
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,236 @@
+//! The management cluster that all runs share, and the tenants' servers that one run at a time has to itself.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use jiff::SignedDuration;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kaas_crds::{KubernetesRelease, KubernetesReleaseSpec, name};
+use kaas_e2e::apiserver::Apiserver;
+use kaas_lifecycle::tenant::Platform;
+use kaas_operator::args::Settings;
+use kaas_operator::client::bounded;
+use kaas_operator::leader::Gate;
+use kaas_operator::metrics::Metrics;
+use kaas_operator::{controllers, run};
+use kube::api::{Api, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::wait::{await_condition, conditions};
+use kube::{Client, Config};
+use serde_json::json;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio_util::sync::CancellationToken;
+
+use crate::door::Behind;
+use crate::fault::Wire;
+use crate::player::Servers;
+use crate::record::Record;
+
+const CRDS: [&str; 2] = [
+    include_str!("../../../charts/kaas-crds/templates/tenantclusters.yaml"),
+    include_str!("../../../charts/kaas-crds/templates/kubernetesreleases.yaml"),
+];
+/// What the chart lets the operator do: the sweep's operators may do no more.
+const PERMISSIONS: &str = include_str!("../../../charts/kaas/templates/generated/operator.yaml");
+const RELEASE: &str = include_str!("../../../charts/kaas/catalogue/v1.37.1.yaml");
+const OPERATOR: &str = "system:serviceaccount:kaas-system:kaas-operator";
+
+/// So many tenants' servers run side by side. Each costs 3 s of a core and 350 MiB.
+const SLOTS: u8 = 4;
+
+/// One tenant's real API server and etcd, used by one run after the other.
+pub struct Slot {
+    pub number: u8,
+    /// Runs so far.
+    pub runs: u8,
+    pub client: Client,
+    pub servers: Servers,
+    // Ends with the slot.
+    _server: Apiserver,
+}
+
+pub struct World {
+    pub admin: Client,
+    pub operator: Client,
+    pub record: Arc<Record>,
+    pub node: IpAddr,
+    settings: Arc<Settings>,
+    slots: (mpsc::UnboundedSender<Slot>, Mutex<mpsc::UnboundedReceiver<Slot>>),
+    _server: Apiserver,
+}
+
+async fn connect(kubeconfig: &str) -> Client {
+    let kubeconfig = Kubeconfig::from_yaml(kubeconfig).unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    Client::try_from(bounded(config)).unwrap()
+}
+
+/// The address of this machine that other machines would be told. It is asked for because no API server accepts
+/// endpoints on loopback; nothing is sent.
+fn node_address() -> IpAddr {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket
+        .connect("192.0.2.1:9")
+        .expect("no route: the sweep needs a network interface with an address besides loopback");
+    let address = socket.local_addr().unwrap().ip();
+    assert!(!address.is_loopback(), "the sweep needs a network interface with an address besides loopback");
+    address
+}
+
+fn address(url: &str) -> SocketAddr {
+    url.strip_prefix("https://").unwrap().parse().unwrap()
+}
+
+impl Slot {
+    async fn start(number: u8) -> Self {
+        let server = spawn_blocking(Apiserver::start).await.unwrap().unwrap();
+        let file = |name: &str| server.credential(name).unwrap();
+        let api = Behind::new(
+            address(server.url()),
+            &file("ca.crt"),
+            &file("admin.crt"),
+            &file("admin.key"),
+            "http/1.1",
+        );
+        let etcd = Behind::new(
+            address(server.etcd_url()),
+            &file("etcd-ca.crt"),
+            &file("apiserver-etcd-client.crt"),
+            &file("apiserver-etcd-client.key"),
+            "h2",
+        );
+        let client = connect(&server.kubeconfig().unwrap()).await;
+        Slot { number, runs: 0, client, servers: Servers { api, etcd }, _server: server }
+    }
+}
+
+impl World {
+    /// The world of the tests that run at this moment; the last one takes it down.
+    pub async fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<World>> = Mutex::const_new(Weak::new());
+        let mut shared = SHARED.lock().await;
+        if let Some(world) = shared.upgrade() {
+            return world;
+        }
+        let world = Arc::new(World::start().await);
+        *shared = Arc::downgrade(&world);
+        world
+    }
+
+    async fn start() -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        if let Ok(filter) = std::env::var("RUST_LOG") {
+            let _ = tracing_subscriber::fmt().with_env_filter(filter).try_init();
+        }
+        let slots = mpsc::unbounded_channel();
+        let starting = tokio::spawn({
+            let sender = slots.0.clone();
+            async move {
+                // One after the other: together they would all be late.
+                for number in 0..SLOTS {
+                    let _ = sender.send(Slot::start(number).await);
+                }
+            }
+        });
+        drop(starting);
+        let server = spawn_blocking(Apiserver::start).await.unwrap().unwrap();
+        let admin = connect(&server.kubeconfig().unwrap()).await;
+        let create = PostParams::default();
+        let crds: Api<CustomResourceDefinition> = Api::all(admin.clone());
+        try_join_all(CRDS.map(async |text| {
+            let crd: CustomResourceDefinition = serde_yaml::from_str(text).unwrap();
+            let crd = crds.create(&create, &crd).await?;
+            let name = crd.metadata.name.unwrap();
+            let established = await_condition(crds.clone(), &name, conditions::is_crd_established());
+            tokio::time::timeout(Duration::from_secs(30), established).await.unwrap().unwrap();
+            Ok::<_, kube::Error>(())
+        }))
+        .await
+        .unwrap();
+        let role = serde_yaml::from_str(PERMISSIONS.split("\n---").next().unwrap()).unwrap();
+        Api::<ClusterRole>::all(admin.clone()).create(&create, &role).await.unwrap();
+        let binding = serde_json::from_value(json!({
+            "metadata": {"name": "kaas-operator"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "kaas-operator"},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": OPERATOR}],
+        }))
+        .unwrap();
+        Api::<ClusterRoleBinding>::all(admin.clone()).create(&create, &binding).await.unwrap();
+        let spec: KubernetesReleaseSpec = serde_yaml::from_str(RELEASE).unwrap();
+        let release = KubernetesRelease::new(&spec.version.clone(), spec);
+        Api::all(admin.clone()).create(&create, &release).await.unwrap();
+        let node = node_address();
+        let settings = Settings {
+            platform: Platform {
+                node_port_host: node.to_string(),
+                operator_namespace: name::SYSTEM_NAMESPACE.into(),
+                ..Platform::default()
+            },
+            identity: "sweep".into(),
+            listen: ([127, 0, 0, 1], 0).into(),
+            lease_name: "kaas-operator".into(),
+            lease_duration: Duration::from_secs(10),
+            probe_interval: Duration::from_millis(100),
+            concurrency: 4,
+            leaf_lifetime: SignedDuration::from_hours(8760),
+            authority_lifetime: SignedDuration::from_hours(87600),
+        };
+        World {
+            record: Record::start(&admin),
+            operator: connect(&server.kubeconfig_of(OPERATOR, &[]).unwrap()).await,
+            admin,
+            node,
+            settings: Arc::new(settings),
+            slots: (slots.0, Mutex::new(slots.1)),
+            _server: server,
+        }
+    }
+
+    /// A slot, as soon as one is free.
+    pub async fn slot(&self) -> Slot {
+        self.slots.1.lock().await.recv().await.unwrap()
+    }
+
+    pub fn give_back(&self, slot: Slot) {
+        let _ = self.slots.0.send(slot);
+    }
+
+    /// A fresh operator on this wire; it ends when it dies or is dropped.
+    pub fn operate(&self, wire: &Arc<Wire>) -> Operator {
+        let context = run::Context {
+            client: wire.client(),
+            settings: self.settings.clone(),
+            metrics: Arc::new(Metrics::new()),
+            gate: Gate::unguarded(),
+            stop: CancellationToken::new(),
+        };
+        let dead = wire.dead.clone();
+        Operator(tokio::spawn(async move {
+            tokio::select! {
+                () = dead.cancelled() => {}
+                () = controllers::run(context) => panic!("the controllers ended by themselves"),
+            }
+        }))
+    }
+}
+
+pub struct Operator(JoinHandle<()>);
+
+impl Operator {
+    /// Kills it, and waits until it is gone.
+    pub async fn kill(mut self) {
+        self.0.abort();
+        let ended = (&mut self.0).await;
+        assert!(ended.is_ok() || ended.unwrap_err().is_cancelled(), "the operator panicked");
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
