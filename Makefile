@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR := $(KAAS_CACHE)/target
 local := cargo run --quiet --package kaas-e2e --bin kaas-local --
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status test e2e bench fmt generate bootstrap
+.PHONY: help up down status test e2e soak bench fmt generate bootstrap
 
 help: ## What there is to make
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: bootstrap ## Everything that must pass, on a local cluster of its own
 
 e2e: bootstrap ## The flows alone; KAAS_KUBECONFIG=... runs them on a cluster that has the operator
 	@$(local) e2e
+
+soak: bootstrap ## All flows, the long ones too (about half an hour)
+	@$(local) soak
 
 bench: bootstrap ## Measure on a local cluster of its own; raw samples are kept
 	@$(local) bench

@@ -199,12 +199,13 @@ impl Default for Storage {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PersistentStorage {
-    /// Size of each member's volume, for example `8Gi`; at least 100Mi.
+    /// Size of each member's volume, for example `8Gi`; at least 512Mi: the log alone has segments of
+    /// 64 MiB, and a quarter of the volume is the data's quota.
     #[serde(default = "default_size")]
     #[x_kube(validation = Rule::new(
-        "self.matches('^[0-9]{1,15}(Ki|Mi|Gi|Ti|k|M|G|T)?$') && isQuantity(self) && !quantity(self).isLessThan(quantity('100Mi')) && !quantity(self).isGreaterThan(quantity('1Ti'))"
+        "self.matches('^[0-9]{1,15}(Ki|Mi|Gi|Ti|k|M|G|T)?$') && isQuantity(self) && !quantity(self).isLessThan(quantity('512Mi')) && !quantity(self).isGreaterThan(quantity('1Ti'))"
     ).message(Message::Expression(
-        "\"spec.etcd.storage.persistent.size: '\" + self + \"' must be a whole quantity from 100Mi to 1Ti, for example 8Gi\"".into()
+        "\"spec.etcd.storage.persistent.size: '\" + self + \"' must be a whole quantity from 512Mi to 1Ti, for example 8Gi\"".into()
     )))]
     pub size: Quantity,
 

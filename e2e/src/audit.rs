@@ -19,10 +19,12 @@ pub(crate) struct Mark {
     offset: u64,
 }
 
-/// One write.
+/// One request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) user: String,
+    /// The pod of a service account's token; empty for others.
+    pub(crate) pod: String,
     pub(crate) verb: String,
     pub(crate) resource: String,
     pub(crate) subresource: String,
@@ -30,6 +32,7 @@ pub(crate) struct Event {
     pub(crate) name: String,
     pub(crate) code: i64,
     pub(crate) received: Timestamp,
+    pub(crate) answered: Timestamp,
 }
 
 impl Mark {
@@ -41,6 +44,11 @@ impl Mark {
 
     /// Every write since.
     pub(crate) fn writes(&self) -> Result<Vec<Event>, Error> {
+        Ok(self.requests()?.into_iter().filter(Event::is_write).collect())
+    }
+
+    /// Every request since.
+    pub(crate) fn requests(&self) -> Result<Vec<Event>, Error> {
         let mut file = std::fs::File::open(&self.log).map_err(Error::io("read", &self.log))?;
         file.seek(SeekFrom::Start(self.offset)).map_err(Error::io("read", &self.log))?;
         let mut bytes = Vec::new();
@@ -51,9 +59,8 @@ impl Mark {
 
     /// Writes of the operator since, without Leases and Events, which are not about a tenant.
     pub(crate) fn operator_writes(&self) -> Result<Vec<Event>, Error> {
-        let of_operator = |event: &Event| event.user.ends_with(":kaas-operator");
         let counted = |event: &Event| !matches!(event.resource.as_str(), "leases" | "events");
-        Ok(self.writes()?.into_iter().filter(|event| of_operator(event) && counted(event)).collect())
+        Ok(self.writes()?.into_iter().filter(|event| event.is_of_operator() && counted(event)).collect())
     }
 }
 
@@ -61,20 +68,26 @@ impl Event {
     fn parse(line: &str) -> Option<Self> {
         let event: Value = serde_json::from_str(line).ok()?;
         let text = |pointer: &str| at(&event, pointer).as_str().unwrap_or_default().to_owned();
-        let verb = text("/verb");
-        if !matches!(verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection") {
-            return None;
-        }
         Some(Self {
             user: text("/user/username"),
-            verb,
+            pod: text("/user/extra/authentication.kubernetes.io~1pod-name/0"),
+            verb: text("/verb"),
             resource: text("/objectRef/resource"),
             subresource: text("/objectRef/subresource"),
             namespace: text("/objectRef/namespace"),
             name: text("/objectRef/name"),
             code: at(&event, "/responseStatus/code").as_i64().unwrap_or(0),
             received: text("/requestReceivedTimestamp").parse().ok()?,
+            answered: text("/stageTimestamp").parse().ok()?,
         })
+    }
+
+    pub(crate) fn is_write(&self) -> bool {
+        matches!(self.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection")
+    }
+
+    pub(crate) fn is_of_operator(&self) -> bool {
+        self.user.ends_with(":kaas-operator")
     }
 
     pub(crate) fn is_conflict(&self) -> bool {
@@ -111,6 +124,7 @@ mod tests {
             "objectRef": {"resource": resource, "name": "x"},
             "responseStatus": {"code": 409},
             "requestReceivedTimestamp": "2026-01-01T00:00:00.000001Z",
+            "stageTimestamp": "2026-01-01T00:00:00.000002Z",
         })
         .to_string()
     }

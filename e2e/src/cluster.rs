@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use crate::Error;
 use crate::addon;
 use crate::cgroup::Hierarchies;
@@ -13,7 +15,7 @@ use crate::control_plane::{AUDIT_POLICY, ControlPlane};
 use crate::credentials::{Credentials, Subject, write_private};
 use crate::image::{Archive, Image};
 use crate::invocation::Invocation;
-use crate::kubectl::{Kubectl, condition};
+use crate::kubectl::{Kubectl, at};
 use crate::layout::{Cache, State};
 use crate::lock::Lock;
 use crate::machine::Machine;
@@ -150,6 +152,7 @@ impl Cluster {
         self.ensure(&node.containerd()?, &on_node)?;
         let images = Image::all(&toolbox, operator.zip(self.operator_tag.as_deref()))?;
         let runtime = Runtime { toolbox: &toolbox, mount: namespaces.mount() };
+        let mut started = Timestamp::MIN;
         std::thread::scope(|scope| {
             let import = scope.spawn(|| runtime.import(&images, cache));
             let etcd = self.ensure(&control_plane.etcd()?, &in_network)?;
@@ -159,17 +162,18 @@ impl Cluster {
             // Not before the API server answers: it would exit and lose seconds to waiting.
             self.ensure(&control_plane.controller_manager()?, &in_network)?;
             self.ensure(&control_plane.scheduler()?, &in_network)?;
-            self.ensure(&node.kubelet()?, &on_node)?;
+            let before = (self.record.daemons.get("kubelet").cloned(), Timestamp::now());
+            let kubelet = self.ensure(&node.kubelet()?, &on_node)?;
+            if before.0 != Some(kubelet) {
+                started = before.1;
+            }
             self.ensure(&node.proxy()?, &on_node)?;
             // Before any pod: one that finds no image waits ten seconds before it looks again.
             import.join().map_err(|_| Error::Invalid("the import of images died".to_owned()))?
         })?;
         let kubectl = self.kubectl()?;
         addon::apply(&kubectl, &self.state)?;
-        let ready = |object: &serde_json::Value| match condition(object, "Ready") {
-            Some("True") => Ok(()),
-            other => Err(format!("Ready is {}", other.unwrap_or("not set"))),
-        };
+        let ready = |object: &serde_json::Value| node_is_ready(object, started);
         let what = format!("node {node_name} to be Ready");
         kubectl.await_object(&what, &["get", "node", &node_name], NODE_DEADLINE, ready)?;
         addon::await_ready(&kubectl)
@@ -290,6 +294,22 @@ fn lock_of(state: &State) -> Result<Lock, Error> {
     Lock::exclusive(&state.root().join("lock"), LOCK_DEADLINE)
 }
 
+/// Ready by the word of the kubelet that runs now: the one before may have said so last.
+fn node_is_ready(node: &serde_json::Value, started: Timestamp) -> Result<(), String> {
+    let conditions = at(node, "/status/conditions").as_array();
+    let ready = conditions.into_iter().flatten().find(|condition| at(condition, "/type") == "Ready");
+    let ready = ready.ok_or("it has no condition Ready yet")?;
+    let said = at(ready, "/lastHeartbeatTime").as_str().unwrap_or_default().parse::<Timestamp>();
+    // Heartbeats are in whole seconds.
+    if !said.is_ok_and(|said| said.as_second() >= started.as_second()) {
+        return Err("what it says is older than its kubelet's start".to_owned());
+    }
+    match at(ready, "/status").as_str() {
+        Some("True") => Ok(()),
+        other => Err(format!("Ready is {}", other.unwrap_or("not set"))),
+    }
+}
+
 fn link_programs(state: &State, toolbox: &Toolbox) -> Result<(), Error> {
     let bin = state.bin();
     std::fs::create_dir_all(&bin).map_err(Error::io("create", &bin))?;
@@ -348,6 +368,19 @@ fn has_image(list: &str, archive: &Archive) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_word_of_a_dead_kubelet_does_not_count() {
+        let node = |heartbeat: &str| {
+            let ready =
+                serde_json::json!({"type": "Ready", "status": "True", "lastHeartbeatTime": heartbeat});
+            serde_json::json!({"status": {"conditions": [ready]}})
+        };
+        let started: Timestamp = "2026-01-01T00:00:05.7Z".parse().unwrap();
+        assert!(node_is_ready(&node("2026-01-01T00:00:04Z"), started).is_err());
+        assert_eq!(node_is_ready(&node("2026-01-01T00:00:05Z"), started), Ok(()));
+        assert_eq!(node_is_ready(&node("2026-01-01T00:00:04Z"), Timestamp::MIN), Ok(()));
+    }
 
     #[test]
     fn an_image_of_another_digest_is_imported_again() {

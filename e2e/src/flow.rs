@@ -2,6 +2,7 @@
 //! same flows run on a local cluster of their own and, with `KAAS_KUBECONFIG`, on any cluster that has the
 //! operator; what only a local cluster can show is skipped there, by name and with the reason.
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,12 @@ use crate::layout::{Cache, Repository, State};
 use crate::operator::tenant_is_ready;
 use crate::terminal::{complain, say};
 use crate::wait;
+
+mod chaos;
+mod forgery;
+mod load;
+mod renewal;
+mod scale;
 
 const READY: Duration = Duration::from_secs(180);
 const GONE: Duration = Duration::from_secs(120);
@@ -59,8 +66,14 @@ struct Stage {
     kubectl: Kubectl,
     program: PathBuf,
     scratch: tempfile::TempDir,
-    /// The local cluster, if it is one.
-    local: bool,
+    /// The local cluster, if it is one: for flows that reach below Kubernetes or install another operator.
+    ground: Option<Ground>,
+}
+
+/// A local cluster and what its operator is installed from.
+struct Ground {
+    cluster: RefCell<Cluster>,
+    repository: Repository,
 }
 
 struct Flow {
@@ -85,6 +98,31 @@ const FLOWS: &[Flow] = &[
         run: an_unknown_version_is_named,
     },
     Flow {
+        name: "a tenant's user reaches nobody else's, whatever it forges",
+        local_only: None,
+        run: forgery::forged_facts_lead_nowhere,
+    },
+    Flow {
+        name: "API servers scale 1 -> 3 -> 1 under load",
+        local_only: Some(UNREACHABLE),
+        run: scale::api_servers,
+    },
+    Flow {
+        name: "killed processes of a control plane come back on their data",
+        local_only: Some(BELOW),
+        run: chaos::processes_come_back,
+    },
+    Flow {
+        name: "a killed operator is replaced",
+        local_only: Some(BELOW),
+        run: chaos::the_operator_is_replaced,
+    },
+    Flow {
+        name: "etcd scales 1 -> 3 -> 1 under load",
+        local_only: Some(UNREACHABLE),
+        run: scale::members,
+    },
+    Flow {
         name: "at rest the operator writes nothing",
         local_only: Some("it reads the API server's audit log"),
         run: rest_is_silent,
@@ -92,21 +130,67 @@ const FLOWS: &[Flow] = &[
     Flow { name: "deletion ends and leaves nothing", local_only: None, run: deletion_ends },
 ];
 
+/// What takes longer than a person waits for a test run.
+const LONG: &[Flow] = &[
+    Flow {
+        name: "three members lose their leader",
+        local_only: Some(BELOW),
+        run: chaos::a_leader_is_lost,
+    },
+    Flow {
+        name: "etcd scales 1 -> 3 -> 5 -> 3 -> 1 under load",
+        local_only: Some(UNREACHABLE),
+        run: scale::members_to_five,
+    },
+    Flow {
+        name: "the kubelet is away for three minutes",
+        local_only: Some(BELOW),
+        run: chaos::the_kubelet_is_away,
+    },
+    Flow {
+        name: "certificates are renewed while clients go on",
+        local_only: Some("it installs an operator with another lifetime of certificates"),
+        run: renewal::certificates_are_renewed,
+    },
+];
+
+const UNREACHABLE: &str = "its load needs an endpoint that is reached from here";
+const BELOW: &str = "it kills processes of the node";
+
+/// How much is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// What every test run has.
+    Short,
+    /// The long flows too.
+    All,
+}
+
 /// Runs the flows on `KAAS_KUBECONFIG`, or else on a local cluster of their own that is taken down at the end,
 /// with the given operator instead of the checkout's.
 ///
 /// # Errors
 /// When there is no cluster to run on; a flow that fails is in the tally.
-pub fn run(repository: &Repository, cache: &Cache, operator: Option<PathBuf>) -> Result<Tally, Error> {
+pub fn run(
+    repository: &Repository,
+    cache: &Cache,
+    operator: Option<PathBuf>,
+    extent: Extent,
+) -> Result<Tally, Error> {
     match std::env::var_os("KAAS_KUBECONFIG").filter(|value| !value.is_empty()) {
-        Some(kubeconfig) => elsewhere(kubeconfig.into(), repository, cache),
-        None => on_a_local_cluster(repository, cache, operator),
+        Some(kubeconfig) => elsewhere(kubeconfig.into(), repository, cache, extent),
+        None => on_a_local_cluster(repository, cache, operator, extent),
     }
 }
 
-fn elsewhere(kubeconfig: PathBuf, repository: &Repository, cache: &Cache) -> Result<Tally, Error> {
+fn elsewhere(
+    kubeconfig: PathBuf,
+    repository: &Repository,
+    cache: &Cache,
+    extent: Extent,
+) -> Result<Tally, Error> {
     let toolbox = Toolbox::with(&["kubectl"], repository, cache)?;
-    let stage = Stage::new(&toolbox, kubeconfig, false)?;
+    let stage = Stage::new(&toolbox, kubeconfig, None)?;
     let found = stage.kubectl.run(&[
         "get",
         "deployments",
@@ -122,7 +206,7 @@ fn elsewhere(kubeconfig: PathBuf, repository: &Repository, cache: &Cache) -> Res
                 .to_owned(),
         ));
     }
-    Ok(stage.play())
+    Ok(stage.play(extent))
 }
 
 /// The place of a cluster that lives as long as one command: what a killed run left in it is removed first,
@@ -157,6 +241,7 @@ fn on_a_local_cluster(
     repository: &Repository,
     cache: &Cache,
     operator: Option<PathBuf>,
+    extent: Extent,
 ) -> Result<Tally, Error> {
     crate::prerequisite::ensure(repository, cache)?;
     let build = compile::build_all(repository, cache, operator.is_none())?;
@@ -166,9 +251,10 @@ fn on_a_local_cluster(
         Spec { state: state.clone(), toolbox: build.toolbox.clone(), operator: operator.or(build.operator) };
     let mut cluster = Cluster::start(spec, cache)?;
     cluster.install_operator(repository)?;
-    let stage = Stage::new(&build.toolbox, state.kubeconfig(), true)?;
-    let mut tally = stage.play();
-    drop(cluster);
+    let ground = Ground { cluster: RefCell::new(cluster), repository: repository.clone() };
+    let stage = Stage::new(&build.toolbox, state.kubeconfig(), Some(ground))?;
+    let mut tally = stage.play(extent);
+    drop(stage);
     let started = Instant::now();
     Cluster::remove(&state)?;
     let left = Cluster::remains(&state)?;
@@ -199,16 +285,19 @@ fn demolish_when_interrupted(state: State) -> Result<(), Error> {
 }
 
 impl Stage {
-    fn new(toolbox: &Toolbox, kubeconfig: PathBuf, local: bool) -> Result<Self, Error> {
+    fn new(toolbox: &Toolbox, kubeconfig: PathBuf, ground: Option<Ground>) -> Result<Self, Error> {
         let program = toolbox.program("kubectl")?.to_owned();
         let scratch = tempfile::tempdir().map_err(Error::io("create", std::env::temp_dir()))?;
-        Ok(Self { kubectl: Kubectl::new(&program, &kubeconfig), program, scratch, local })
+        Ok(Self { kubectl: Kubectl::new(&program, &kubeconfig), program, scratch, ground })
     }
 
-    fn play(&self) -> Tally {
+    fn play(&self, extent: Extent) -> Tally {
         let mut tally = Tally::default();
-        for flow in FLOWS {
-            if let Some(reason) = flow.local_only.filter(|_| !self.local) {
+        let long = if extent == Extent::All { LONG } else { &[] };
+        // Some flows alone, for who works on them.
+        let chosen = std::env::var("KAAS_FLOWS").unwrap_or_default();
+        for flow in FLOWS.iter().chain(long).filter(|flow| flow.name.contains(&chosen)) {
+            if let Some(reason) = flow.local_only.filter(|_| self.ground.is_none()) {
                 say(format!("flow {}: skipped: {reason}", flow.name));
                 tally.skipped.push(format!("{}: {reason}", flow.name));
                 continue;
@@ -248,15 +337,59 @@ impl Stage {
         self.kubectl.await_object(&format!("TenantCluster {name} {what}"), &args, READY, accept)
     }
 
-    /// kubectl with the kubeconfig that the operator made.
-    fn tenant_kubectl(&self, name: &str) -> Result<Kubectl, Error> {
+    /// The kubeconfig that the operator made.
+    fn tenant_kubeconfig(&self, name: &str) -> Result<String, Error> {
         let secret = format!("{name}-kubeconfig");
         let template = "go-template={{.data.value | base64decode}}";
-        let text =
-            self.kubectl.run(&["--namespace", NAMESPACE, "get", "secret", &secret, "--output", template])?;
+        self.kubectl.run(&["--namespace", NAMESPACE, "get", "secret", &secret, "--output", template])
+    }
+
+    /// kubectl with the kubeconfig that the operator made.
+    fn tenant_kubectl(&self, name: &str) -> Result<Kubectl, Error> {
+        let text = self.tenant_kubeconfig(name)?;
         let path = self.scratch.path().join(name);
         write_private(&path, &text)?;
         Ok(Kubectl::new(&self.program, &path))
+    }
+}
+
+impl Stage {
+    /// The local cluster; flows that need it run on one only.
+    fn ground(&self) -> Result<&Ground, Error> {
+        self.ground.as_ref().ok_or_else(|| Error::Invalid("this flow runs on a local cluster only".to_owned()))
+    }
+
+    /// Changes a tenant's spec by a merge patch.
+    fn change(&self, name: &str, spec: &Value) -> Result<(), Error> {
+        let patch = json!({"spec": spec}).to_string();
+        let what = ["patch", "tenantclusters.kaas.dev", name, "--type=merge", "--patch", &patch];
+        self.kubectl.run(&[&["--namespace", NAMESPACE], what.as_slice()].concat()).map(drop)
+    }
+
+    /// Waits until a tenant is Ready as its newest spec wants it and nothing is left to do.
+    fn await_settled(&self, name: &str) -> Result<Value, Error> {
+        self.await_tenant(name, "to be settled", settled)
+    }
+
+    /// The namespace of a tenant's control plane.
+    fn home(&self, name: &str) -> Result<String, Error> {
+        let uid = at(&self.tenant(name)?, "/metadata/uid").as_str().unwrap_or_default().to_owned();
+        claim(!uid.is_empty(), || format!("TenantCluster {name} has no UID"))?;
+        Ok(format!("kaas-{uid}"))
+    }
+}
+
+/// Ready, of the newest spec, and at rest.
+fn settled(object: &Value) -> Result<(), String> {
+    tenant_is_ready(object)?;
+    match (condition(object, "Reconciling"), at(object, "/status/operation").is_null()) {
+        (Some("False"), true) => Ok(()),
+        (reconciling, _) => Err(format!(
+            "Reconciling is {}: {}; operation: {}",
+            reconciling.unwrap_or("not set"),
+            at(object, "/status/summary").as_str().unwrap_or_default(),
+            at(object, "/status/operation"),
+        )),
     }
 }
 

@@ -122,8 +122,13 @@ pub fn status(state: &State) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error::Invalid`] when one failed or none ran.
-pub fn e2e(repository: &Repository, cache: &Cache, operator: Option<PathBuf>) -> Result<(), Error> {
-    let tally = crate::flow::run(repository, cache, operator)?;
+pub fn e2e(
+    repository: &Repository,
+    cache: &Cache,
+    operator: Option<PathBuf>,
+    extent: crate::flow::Extent,
+) -> Result<(), Error> {
+    let tally = crate::flow::run(repository, cache, operator, extent)?;
     for skipped in &tally.skipped {
         say(format!("skipped: {skipped}"));
     }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use kaas_e2e::bench::{self, Plan};
+use kaas_e2e::flow::Extent;
 use kaas_e2e::journey::Operator;
 use kaas_e2e::layout::{Cache, Repository, State};
 use kaas_e2e::terminal::complain;
@@ -50,6 +51,12 @@ enum Command {
         #[arg(long, value_name = "BINARY")]
         operator: Option<PathBuf>,
     },
+    /// Run all flows, the long ones too: about half an hour.
+    Soak {
+        /// Run this build of the operator instead of building one.
+        #[arg(long, value_name = "BINARY")]
+        operator: Option<PathBuf>,
+    },
     /// Run the flows alone, on a cluster of their own or on KAAS_KUBECONFIG.
     E2e {
         /// Run this build of the operator instead of building one.
@@ -89,6 +96,7 @@ fn run(arguments: Arguments) -> Result<(), Error> {
             let plan = if quick { Plan::quick() } else { Plan::full() };
             bench::run(&repository, &cache, operator, &plan)
         }
-        Command::E2e { operator } => journey::e2e(&repository, &cache, operator),
+        Command::E2e { operator } => journey::e2e(&repository, &cache, operator, Extent::Short),
+        Command::Soak { operator } => journey::e2e(&repository, &cache, operator, Extent::All),
     }
 }

@@ -35,6 +35,18 @@ impl Cluster {
     /// # Errors
     /// Helm's or kubectl's words, with the report on the cluster.
     pub fn install_operator(&mut self, repository: &Repository) -> Result<(), Error> {
+        self.install_operator_with(repository, &[])
+    }
+
+    /// The same with further values of the operator's chart.
+    ///
+    /// # Errors
+    /// As [`Cluster::install_operator`].
+    pub(crate) fn install_operator_with(
+        &mut self,
+        repository: &Repository,
+        values: &[(&'static str, &str)],
+    ) -> Result<(), Error> {
         let tag = self.operator_tag.clone().ok_or_else(|| {
             Error::Invalid(
                 "the operator was not built for this cluster: start it with the operator".to_owned(),
@@ -50,7 +62,10 @@ impl Cluster {
                     ("registry", REGISTRY.to_owned()),
                     ("image.tag", tag),
                     ("endpoint.nodePort.host", self.address().to_string()),
-                ],
+                ]
+                .into_iter()
+                .chain(values.iter().map(|(name, value)| (*name, (*value).to_owned())))
+                .collect(),
             },
         ];
         let kubectl = self.kubectl()?;

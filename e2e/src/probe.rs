@@ -93,6 +93,11 @@ impl Probe {
         Ok(Self { config: Arc::new(config), address })
     }
 
+    /// Where it goes and how it proves who it is, for a client of another kind.
+    pub(crate) fn into_parts(self) -> (SocketAddr, Arc<ClientConfig>) {
+        (self.address, self.config)
+    }
+
     /// The status code of a GET, or why there was no answer.
     pub(crate) fn get(&self, path: &str) -> Result<u16, String> {
         self.request("GET", path, None).map(|answer| answer.code)
@@ -100,10 +105,27 @@ impl Probe {
 
     /// Sends a request, with a JSON body if there is one.
     pub(crate) fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer, String> {
-        self.exchange(method, path, body).map_err(|error| error.to_string())
+        self.send(method, path, "application/json", body)
     }
 
-    fn exchange(&self, method: &str, path: &str, body: Option<&Value>) -> std::io::Result<Answer> {
+    /// The same with a body of another kind of JSON: a patch.
+    pub(crate) fn send(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, String> {
+        self.exchange(method, path, content_type, body).map_err(|error| error.to_string())
+    }
+
+    fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: Option<&Value>,
+    ) -> std::io::Result<Answer> {
         let socket = TcpStream::connect_timeout(&self.address, CONNECT)?;
         socket.set_read_timeout(Some(ANSWER))?;
         socket.set_write_timeout(Some(ANSWER))?;
@@ -117,7 +139,7 @@ impl Probe {
         write!(
             stream,
             "{method} {path} HTTP/1.0\r\nHost: {}\r\nAccept: application/json\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+             Content-Type: {content_type}\r\nContent-Length: {}\r\n\r\n{body}",
             self.address,
             body.len()
         )?;

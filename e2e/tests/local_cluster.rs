@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test states its expectations bluntly")]
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kaas_e2e::cluster::{Cluster, Spec};
 use kaas_e2e::compile;
@@ -74,7 +74,14 @@ fn comes_up_heals_and_leaves_nothing() {
         kill(&state, program);
     }
     let cluster = start().unwrap();
-    let kept = kubectl.run(&["exec", "writer", "--", "cat", "/data/file"]).unwrap();
+    // The new kubelet learns of its pods a moment after it has reported itself.
+    let started = Instant::now();
+    let kept = loop {
+        match kubectl.run(&["exec", "writer", "--", "cat", "/data/file"]) {
+            Ok(text) => break text,
+            Err(error) => assert!(started.elapsed() < minute, "{error}"),
+        }
+    };
     assert_eq!(kept, "kept\n", "the pod has lived through the death of its node's daemons");
     drop(cluster);
 

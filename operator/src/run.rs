@@ -26,9 +26,10 @@ use crate::controllers;
 use crate::leader::{Candidate, Gate, Term, Timing};
 use crate::metrics::Metrics;
 
-/// How long the controllers may take to end. What is under way then is cut off: every write has its own
-/// precondition, so the next leader goes on from whatever arrived.
-pub const GRACE: Duration = Duration::from_secs(3);
+/// How long the controllers may take to end: what is left of the second within which a standby takes over. What is
+/// under way then is cut off: every write has its own precondition, so the next leader goes on from whatever
+/// arrived, as after a crash.
+pub const GRACE: Duration = Duration::from_millis(700);
 
 /// How long the controllers may take to end once cut off.
 const CUT: Duration = Duration::from_secs(1);
@@ -66,7 +67,7 @@ pub enum Error {
     #[error("the controllers ended by themselves ({0}); this is a defect of the operator")]
     ControllersEnded(String),
     /// A defect of the operator: something blocks a thread, so the old term's work may still be there.
-    #[error("the controllers could not be ended within {} s; this is a defect of the operator", .0.as_secs())]
+    #[error("the controllers could not be ended within {0:?}; this is a defect of the operator")]
     ControllersStuck(Duration),
 }
 

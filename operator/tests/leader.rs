@@ -1,6 +1,6 @@
 //! The lease against a real API server: never two leaders, quick hand-over, sure take-over.
 //!
-//! Candidates act as a user who may do no more than the operator's Role allows. Every gate of every term is on a
+//! Candidates act as the chart's service account, so they may do no more than it. Every gate of every term is on a
 //! board that an overseer reads all the time: two open at once fail the test, whatever else happens.
 
 #![allow(
@@ -19,8 +19,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Namespace;
-use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::api::rbac::v1::Role;
 use kaas_e2e::apiserver::Apiserver;
 use kaas_operator::admin::Standing;
 use kaas_operator::client::bounded;
@@ -38,6 +37,29 @@ use tokio_util::sync::CancellationToken;
 
 const NAMESPACE: &str = "kaas-system";
 const OPERATOR: &str = "system:serviceaccount:kaas-system:kaas-operator";
+const CRDS: [&str; 2] = [
+    include_str!("../../charts/kaas-crds/templates/tenantclusters.yaml"),
+    include_str!("../../charts/kaas-crds/templates/kubernetesreleases.yaml"),
+];
+/// A ClusterRole and, for the lease, a Role.
+const PERMISSIONS: &str = include_str!("../../charts/kaas/templates/generated/operator.yaml");
+const BINDINGS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: kaas-system}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: kaas-operator}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: kaas-operator}
+subjects: [{kind: ServiceAccount, name: kaas-operator, namespace: kaas-system}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: kaas-operator, namespace: kaas-system}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: kaas-operator}
+subjects: [{kind: ServiceAccount, name: kaas-operator, namespace: kaas-system}]
+";
 /// The shortest that the operator accepts.
 const LEASE: Duration = Duration::from_secs(3);
 /// Room for requests, schedulers and a busy machine, on top of what the lease's times allow.
@@ -55,30 +77,25 @@ async fn server() -> Arc<Apiserver> {
     server
 }
 
-/// An API server with the operator's namespace and permissions.
+/// An API server with the operator's kinds, namespace and permissions, as the charts make them.
 async fn prepared() -> Arc<Apiserver> {
     // Another test may have been first.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let server = Arc::new(spawn_blocking(Apiserver::start).await.unwrap().unwrap());
-    let admin = client(&server.kubeconfig().unwrap()).await;
-    let create = PostParams::default();
-    let namespace = serde_json::from_value(json!({"metadata": {"name": NAMESPACE}})).unwrap();
-    Api::<Namespace>::all(admin.clone()).create(&create, &namespace).await.unwrap();
-    let role = serde_json::from_value(json!({
-        "metadata": {"name": "kaas-operator"},
-        "rules": [{
-            "apiGroups": ["coordination.k8s.io"],
-            "resources": ["leases"],
-            "verbs": ["get", "list", "watch", "create", "update"]
-        }]
-    }));
-    Api::<Role>::namespaced(admin.clone(), NAMESPACE).create(&create, &role.unwrap()).await.unwrap();
-    let binding = serde_json::from_value(json!({
-        "metadata": {"name": "kaas-operator"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "kaas-operator"},
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": OPERATOR}]
-    }));
-    Api::<RoleBinding>::namespaced(admin, NAMESPACE).create(&create, &binding.unwrap()).await.unwrap();
+    let (cluster_role, role) = PERMISSIONS.split_once("\n---\n").unwrap();
+    let server = spawn_blocking(move || {
+        let server = Apiserver::start().unwrap();
+        let manifest = [CRDS[0], CRDS[1], cluster_role, BINDINGS].join("\n---\n");
+        server.kubectl().apply(&manifest).unwrap();
+        server
+            .kubectl()
+            .run(&["wait", "--for=condition=Established", "--timeout=10s", "crd", "--all"])
+            .unwrap();
+        Arc::new(server)
+    });
+    let server = server.await.unwrap();
+    let role: Role = serde_yaml::from_str(role).unwrap();
+    let roles = Api::namespaced(admin(&server).await, NAMESPACE);
+    roles.create(&PostParams::default(), &role).await.unwrap();
     let leases = leases(&operator(&server).await);
     let permitted = async || leases.get_opt("none").await.is_ok();
     eventually("the Role to take effect", Duration::from_secs(10), permitted).await;
@@ -435,7 +452,8 @@ struct Process {
 impl Process {
     /// Starts it and waits for the line that says where it listens.
     async fn start(server: &Apiserver, name: &str) -> Self {
-        let kubeconfig = server.kubeconfig_path();
+        let kubeconfig = server.kubeconfig_path().with_file_name("operator.kubeconfig");
+        std::fs::write(&kubeconfig, server.kubeconfig_of(OPERATOR, &[]).unwrap()).unwrap();
         let name = name.to_owned();
         spawn_blocking(move || {
             let mut child = Command::new(env!("CARGO_BIN_EXE_kaas-operator"))

@@ -163,20 +163,22 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
     let step = etcd::next_step(observed);
     let leaving = matches!(step, Some(Step::Remove(..)));
     let joining = step.is_some() && !leaving;
-    let mut actions = Vec::new();
+    let mut actions: Vec<Action> = Vec::new();
+    // Whether something that exists is about to change: what comes after it in the order waits for a later look.
+    let mut changing = false;
     for object in &choice.revision.objects {
         let component = object.reference.name.as_str();
         let exists = observed.live(object.reference.kind, component).is_some();
         // Its certificate waits for the Service's address; without it the pod would wait in a kubelet's back-off.
         let without_certificate = component == component::KUBE_APISERVER && endpoint_unknown(observed);
-        let before_its_turn = exists
-            && component != component::ETCD
-            && (joining || !rollout::settled_before(observed, component));
-        if !without_certificate && !before_its_turn {
-            actions.extend(apply(
-                observed,
-                with_members(observed, revision::labelled(observed, object.clone())),
-            ));
+        let turn = component == component::ETCD || !joining && rollout::settled_before(observed, component);
+        if without_certificate || (exists && (changing || !turn)) {
+            continue;
+        }
+        let object = with_members(observed, revision::labelled(observed, object.clone()));
+        if let Some(action) = apply(observed, object) {
+            changing |= exists;
+            actions.push(action);
         }
     }
     if !actions.is_empty() {

@@ -16,8 +16,10 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 /// A server behind a door, and how to speak to it.
 #[derive(Clone)]
 pub struct Behind {
-    pub address: SocketAddr,
-    pub config: Arc<ClientConfig>,
+    address: SocketAddr,
+    protocol: &'static str,
+    /// Without one it is spoken to in the clear.
+    config: Option<Arc<ClientConfig>>,
 }
 
 /// Certificate, key, and authority of the clients, in PEM.
@@ -40,22 +42,28 @@ fn chain(pem: &str) -> Vec<CertificateDer<'static>> {
 }
 
 impl Behind {
-    pub fn new(address: SocketAddr, authority: &str, certificate: &str, key: &str, protocol: &str) -> Self {
+    /// A server that asks for a client certificate.
+    pub fn tls(address: SocketAddr, protocol: &'static str, authority: &str, certificate: &str, key: &str) -> Self {
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
         let builder = ClientConfig::builder().with_root_certificates(roots(authority));
         let mut config = builder.with_client_auth_cert(chain(certificate), key).unwrap();
-        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
-        Behind { address, config: Arc::new(config) }
+        config.alpn_protocols = vec![protocol.into()];
+        Behind { address, protocol, config: Some(Arc::new(config)) }
+    }
+
+    /// A server without TLS.
+    pub fn clear(address: SocketAddr, protocol: &'static str) -> Self {
+        Behind { address, protocol, config: None }
     }
 }
 
 impl Identity {
-    fn server(&self, protocols: Vec<Vec<u8>>) -> Option<Arc<ServerConfig>> {
+    fn server(&self, protocol: &str) -> Option<Arc<ServerConfig>> {
         let verifier = WebPkiClientVerifier::builder(Arc::new(roots(&self.clients))).build().ok()?;
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).ok()?;
         let builder = ServerConfig::builder().with_client_cert_verifier(verifier);
         let mut config = builder.with_single_cert(chain(&self.certificate), key).ok()?;
-        config.alpn_protocols = protocols;
+        config.alpn_protocols = vec![protocol.into()];
         Some(Arc::new(config))
     }
 }
@@ -82,8 +90,7 @@ impl Door {
             loop {
                 while connections.try_join_next().is_some() {}
                 let Ok((stream, _)) = listener.accept().await else { continue };
-                let protocols = behind.config.alpn_protocols.clone();
-                let Some(config) = identity().and_then(|identity| identity.server(protocols)) else {
+                let Some(config) = identity().and_then(|identity| identity.server(behind.protocol)) else {
                     continue;
                 };
                 connections.spawn(pass(stream, config, behind.clone()));
@@ -97,9 +104,12 @@ impl Door {
 async fn pass(stream: TcpStream, config: Arc<ServerConfig>, behind: Behind) -> std::io::Result<()> {
     let _ = stream.set_nodelay(true);
     let mut front = TlsAcceptor::from(config).accept(stream).await?;
-    let stream = TcpStream::connect(behind.address).await?;
+    let mut stream = TcpStream::connect(behind.address).await?;
     let _ = stream.set_nodelay(true);
+    let Some(config) = behind.config else {
+        return copy_bidirectional(&mut front, &mut stream).await.map(drop);
+    };
     let server = ServerName::from(behind.address.ip());
-    let mut back = TlsConnector::from(behind.config).connect(server, stream).await?;
+    let mut back = TlsConnector::from(config).connect(server, stream).await?;
     copy_bidirectional(&mut front, &mut back).await.map(drop)
 }

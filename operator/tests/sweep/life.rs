@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::door::Behind;
 use crate::equal::{Picture, difference, erase, picture};
 use crate::fault::{Fault, Planted, Scope, Strike, Target, Wire};
 use crate::forbidden;
@@ -138,7 +139,8 @@ impl Life {
             client: world.admin.clone(),
             record: world.record.clone(),
             home: scope.home(),
-            servers: slot.servers.clone(),
+            api_server: slot.api.clone(),
+            etcd: Behind::clear(world.etcd.address(), "h2"),
             node: world.node,
             network: (20 + slot.number, slot.runs),
         };
@@ -377,7 +379,13 @@ impl Life {
         let found = self.picture(operation).await;
         let status = self.world.record.get(&self.scope.team, "TenantCluster", CLUSTER);
         let summary = status.map(|found| found["status"]["summary"].to_string()).unwrap_or_default();
-        let differs = measure.map(|measure| difference(measure, &found)).unwrap_or_default();
+        let differs = measure.map(|measure| difference(measure, &found)).unwrap_or_else(|| {
+            let workloads = found.iter().filter(|(key, _)| ["StatefulSet", "Deployment", "Pod", "TenantCluster"].contains(&key.split(' ').next().unwrap()));
+            workloads.map(|(key, content)| {
+                let content: serde_json::Value = serde_json::from_str(content).unwrap();
+                format!("{key} {} {}", content["metadata"], content["status"])
+            }).collect::<Vec<_>>().join("\n")
+        });
         format!("not done after {} s, summary {summary}:\n{differs}", LIMIT.as_secs())
     }
 

@@ -7,6 +7,7 @@
 
 mod door;
 mod equal;
+mod etcd;
 mod fault;
 mod forbidden;
 mod life;

@@ -18,18 +18,12 @@ use serde_json::{Value, json};
 use crate::door::{Behind, Door, Identity};
 use crate::record::{Key, Record, namespaced_kinds, resource};
 
-/// The tenant's real servers.
-#[derive(Clone)]
-pub struct Servers {
-    pub api: Behind,
-    pub etcd: Behind,
-}
-
 pub struct Player {
     pub client: Client,
     pub record: Arc<Record>,
     pub home: String,
-    pub servers: Servers,
+    pub api_server: Behind,
+    pub etcd: Behind,
     /// Address of node ports.
     pub node: IpAddr,
     /// Pods of this tenant are at `127.a.b.*`.
@@ -280,8 +274,8 @@ impl Player {
             }
             let (record, home) = (self.record.clone(), self.home.clone());
             let (behind, authority, certificate) = match component {
-                component::ETCD => (&self.servers.etcd, "etcd-ca", "server"),
-                _ => (&self.servers.api, "cluster-ca", "tls"),
+                component::ETCD => (&self.etcd, "etcd-ca", "server"),
+                _ => (&self.api_server, "cluster-ca", "tls"),
             };
             let identity = move || {
                 let own = record.get(&home, "Secret", component)?;

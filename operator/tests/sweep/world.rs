@@ -26,8 +26,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
 use crate::door::Behind;
+use crate::etcd::Etcd;
 use crate::fault::Wire;
-use crate::player::Servers;
 use crate::record::Record;
 
 const CRDS: [&str; 2] = [
@@ -48,7 +48,7 @@ pub struct Slot {
     /// Runs so far.
     pub runs: u8,
     pub client: Client,
-    pub servers: Servers,
+    pub api: Behind,
     // Ends with the slot.
     _server: Apiserver,
 }
@@ -58,6 +58,8 @@ pub struct World {
     pub operator: Client,
     pub record: Arc<Record>,
     pub node: IpAddr,
+    /// Every tenant's only member.
+    pub etcd: Etcd,
     settings: Arc<Settings>,
     slots: (mpsc::UnboundedSender<Slot>, Mutex<mpsc::UnboundedReceiver<Slot>>),
     _server: Apiserver,
@@ -89,22 +91,10 @@ impl Slot {
     async fn start(number: u8) -> Self {
         let server = spawn_blocking(Apiserver::start).await.unwrap().unwrap();
         let file = |name: &str| server.credential(name).unwrap();
-        let api = Behind::new(
-            address(server.url()),
-            &file("ca.crt"),
-            &file("admin.crt"),
-            &file("admin.key"),
-            "http/1.1",
-        );
-        let etcd = Behind::new(
-            address(server.etcd_url()),
-            &file("etcd-ca.crt"),
-            &file("apiserver-etcd-client.crt"),
-            &file("apiserver-etcd-client.key"),
-            "h2",
-        );
+        let (authority, certificate, key) = (file("ca.crt"), file("admin.crt"), file("admin.key"));
+        let api = Behind::tls(address(server.url()), "http/1.1", &authority, &certificate, &key);
         let client = connect(&server.kubeconfig().unwrap()).await;
-        Slot { number, runs: 0, client, servers: Servers { api, etcd }, _server: server }
+        Slot { number, runs: 0, client, api, _server: server }
     }
 }
 
@@ -184,6 +174,7 @@ impl World {
             operator: connect(&server.kubeconfig_of(OPERATOR, &[]).unwrap()).await,
             admin,
             node,
+            etcd: spawn_blocking(Etcd::start).await.unwrap(),
             settings: Arc::new(settings),
             slots: (slots.0, Mutex::new(slots.1)),
             _server: server,

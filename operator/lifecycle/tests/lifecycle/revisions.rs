@@ -97,3 +97,25 @@ fn a_release_that_left_the_catalogue_keeps_its_clusters() {
     assert_eq!(world.condition("Ready").0, "True");
     assert_eq!(world.condition("Stalled"), ("True".into(), "VersionNotInCatalogue".into()));
 }
+
+#[test]
+fn etcd_api_servers_and_controllers_change_one_after_the_other() {
+    let mut world = World::demo();
+    world.settle();
+    newer_operator(&mut world);
+    world.settle();
+    let revision = world.cluster.status.as_ref().unwrap().pending.clone().unwrap().revision;
+    world.edit(|spec| spec.accept_revision = Some(revision));
+    for _ in 0..60 {
+        world.reconcile();
+        let changing: BTreeSet<&str> = world
+            .pods
+            .iter()
+            .filter(|pod| pod.terminating || !pod.ready)
+            .map(|pod| pod.component.as_str())
+            .collect();
+        assert!(changing.len() <= 1, "{changing:?} change together");
+        world.controllers();
+    }
+    assert_eq!(world.summary(), "Running");
+}

@@ -9,6 +9,7 @@ use kaas_crds::kubernetes_release::{EtcdRelease, Images};
 use kaas_crds::{KubernetesReleaseSpec, TenantCluster, TenantClusterSpec};
 use kaas_lifecycle::action::{Action, CertificateRequest, EtcdOrder, Issue, Material, Precondition};
 use kaas_lifecycle::difference::digest;
+use kaas_lifecycle::lint;
 use kaas_lifecycle::object::{Kind, Object, Reference};
 use kaas_lifecycle::observed::{
     Answer, Certificate, Etcd, Live, Member, Namespace, Observed, Pod, Probe, Secret, Trouble,
@@ -313,7 +314,10 @@ impl World {
         let generation = before.map_or(1, |live| live.count("/metadata/generation") + 1);
         let status = before.and_then(|live| live.get("/status").cloned());
         content["metadata"]["generation"] = generation.into();
-        if reference.kind == Kind::Service && content["spec"]["type"] == "NodePort" {
+        if reference.kind == Kind::Service
+            && content["spec"]["type"] == "NodePort"
+            && content["spec"]["ports"][0]["nodePort"].is_null()
+        {
             content["spec"]["ports"][0]["nodePort"] = 30443.into();
         }
         if reference.kind == Kind::Service && content["spec"]["clusterIP"].is_null() {
@@ -573,6 +577,7 @@ impl World {
             }
             let observed = self.observe();
             let plan = plan(&observed);
+            assert_eq!(lint::check(&observed, &plan), [], "in {:?}", plan.waves.iter().flatten().map(told).collect::<Vec<_>>());
             let again = !plan.is_empty() && !observed.deleting();
             for action in plan.waves.iter().flatten() {
                 self.act(action).unwrap();
