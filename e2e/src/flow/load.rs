@@ -71,7 +71,24 @@ pub(super) struct Count {
     pub(super) moved: u64,
     /// The longest time between two answers.
     pub(super) gap: Duration,
+    /// Times without a success between failures.
+    pub(super) outages: Vec<Outage>,
     last: Option<Instant>,
+}
+
+/// From the first failed request to the next that succeeded.
+#[derive(Debug, Clone)]
+pub(super) struct Outage {
+    pub(super) begin: Instant,
+    /// None while it lasts.
+    pub(super) end: Option<Instant>,
+}
+
+impl Outage {
+    /// How long, or how long until now.
+    pub(super) fn lasted(&self) -> Duration {
+        self.end.unwrap_or_else(Instant::now).duration_since(self.begin)
+    }
 }
 
 /// What the load saw.
@@ -458,8 +475,16 @@ impl Shared {
             Ok(()) => {
                 count.gap = count.gap.max(count.last.map(|last| now.duration_since(last)).unwrap_or_default());
                 count.last = Some(now);
+                if let Some(outage) = count.outages.last_mut() {
+                    outage.end.get_or_insert(now);
+                }
             }
-            Err(what) => count.failures.push(Failure { at: now, what }),
+            Err(what) => {
+                count.failures.push(Failure { at: now, what });
+                if count.outages.last().is_none_or(|outage| outage.end.is_some()) {
+                    count.outages.push(Outage { begin: now, end: None });
+                }
+            }
         }
     }
 

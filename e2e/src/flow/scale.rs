@@ -1,0 +1,193 @@
+//! Growing and shrinking a control plane while clients go on: no request on a new connection fails and no change
+//! is lost. Only the step away from one etcd member restarts that member, and may be noticed for a moment.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::load::{Client, Load, Outcome};
+use super::{POLL, READY, Stage, claim};
+use crate::Error;
+use crate::kubectl::at;
+use crate::terminal::say;
+use crate::wait;
+
+/// The only member restarts once with the timings of several.
+const FIRST_STEP_GAP: Duration = Duration::from_secs(3);
+const TENANT: &str = "green";
+
+pub(super) fn api_servers(stage: &Stage) -> Result<(), Error> {
+    for replicas in [3, 1] {
+        let spec = json!({"controlPlane": {"replicas": replicas}});
+        let outcome = under_load(stage, &format!("{replicas} API servers"), || {
+            stage.change(TENANT, &spec)?;
+            stage.await_settled(TENANT)?;
+            await_pods(stage, TENANT, "kube-apiserver", replicas)
+        })?;
+        nothing_failed(&outcome)?;
+    }
+    Ok(())
+}
+
+pub(super) fn members(stage: &Stage) -> Result<(), Error> {
+    walk(stage, &[3, 1])
+}
+
+pub(super) fn members_to_five(stage: &Stage) -> Result<(), Error> {
+    // The flow before it may have kept the timings of several.
+    let name = "growing";
+    stage.apply_tenant(name, super::small(super::known_version()))?;
+    stage.await_settled(name)?;
+    walk_of(stage, name, &[3, 5, 3, 1])?;
+    super::chaos::remove(stage, name)
+}
+
+fn walk(stage: &Stage, steps: &[usize]) -> Result<(), Error> {
+    walk_of(stage, TENANT, steps)
+}
+
+/// Changes the number of members step by step; the data of before is there after each.
+fn walk_of(stage: &Stage, name: &str, steps: &[usize]) -> Result<(), Error> {
+    let mut before = membership(stage, name)?;
+    for wanted in steps {
+        let kubectl = stage.tenant_kubectl(name)?;
+        let mark = format!("before-{wanted}");
+        kubectl.run(&["create", "configmap", &mark, "--from-literal=members=known"])?;
+        let outcome = under_load_of(stage, name, &format!("{wanted} members"), || {
+            stage.change(name, &json!({"etcd": {"replicas": wanted}}))?;
+            stage.await_settled(name)?;
+            await_pods(stage, name, "etcd", *wanted)
+        })?;
+        let after = membership(stage, name)?;
+        claim(after.voters == names(*wanted) && after.learners == 0, || {
+            format!("{wanted} members were asked for, there are {:?} and {} learners", after.voters, after.learners)
+        })?;
+        claim(after.cluster == before.cluster, || {
+            format!("cluster {} became cluster {}: the data was made anew", before.cluster, after.cluster)
+        })?;
+        let read = kubectl.run(&["get", "configmap", &mark, "--output", "jsonpath={.data.members}"])?;
+        claim(read == "known", || format!("what was written before the step reads `{read}` after it"))?;
+        if before.voters.len() == 1 { noticed_for_a_moment(&outcome)? } else { nothing_failed(&outcome)? };
+        before = after;
+    }
+    Ok(())
+}
+
+fn names(members: usize) -> BTreeSet<String> {
+    (0..members).map(|index| format!("etcd-{index}")).collect()
+}
+
+/// What etcd itself says of its members.
+#[derive(Debug)]
+pub(super) struct Membership {
+    pub(super) cluster: String,
+    pub(super) voters: BTreeSet<String>,
+    learners: usize,
+}
+
+pub(super) fn membership(stage: &Stage, name: &str) -> Result<Membership, Error> {
+    let list = etcdctl(stage, name, &["member", "list"])?;
+    let members = at(&list, "/members").as_array().cloned().unwrap_or_default();
+    let learner = |member: &&Value| at(member, "/isLearner") == true;
+    Ok(Membership {
+        cluster: at(&list, "/header/cluster_id").to_string(),
+        voters: members
+            .iter()
+            .filter(|member| !learner(member))
+            .map(|member| at(member, "/name").as_str().unwrap_or_default().to_owned())
+            .collect(),
+        learners: members.iter().filter(learner).count(),
+    })
+}
+
+/// etcdctl in the first member's pod, as a member.
+pub(super) fn etcdctl(stage: &Stage, name: &str, args: &[&str]) -> Result<Value, Error> {
+    let home = stage.home(name)?;
+    let keys = "/etc/kubernetes/pki";
+    let flags = [
+        "--endpoints=https://localhost:2379".to_owned(),
+        format!("--cacert={keys}/etcd-ca.crt"),
+        format!("--cert={keys}/server.crt"),
+        format!("--key={keys}/server.key"),
+        "--write-out=json".to_owned(),
+    ];
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let pod = ["--namespace", &home, "exec", "etcd-0", "--", "etcdctl"];
+    let text = stage.kubectl.run(&[&pod, flags.as_slice(), args].concat())?;
+    serde_json::from_str(&text).map_err(|error| Error::Invalid(format!("etcdctl {}: {error}", args.join(" "))))
+}
+
+/// As many pods of a component as asked for, all ready, and none that still ends.
+pub(super) fn await_pods(stage: &Stage, name: &str, component: &str, wanted: usize) -> Result<(), Error> {
+    let home = stage.home(name)?;
+    let selector = format!("app.kubernetes.io/name={component}");
+    let check = || {
+        let args = ["--namespace", &home, "get", "pods", "--selector", &selector];
+        let pods = stage.kubectl.read(&args).map_err(|error| error.to_string())?;
+        let pods = at(&pods, "/items").as_array().cloned().unwrap_or_default();
+        let ready = pods.iter().filter(|pod| {
+            crate::kubectl::condition(pod, "Ready") == Some("True")
+                && at(pod, "/metadata/deletionTimestamp").is_null()
+        });
+        let ready = ready.count();
+        match ready == wanted && pods.len() == wanted {
+            true => Ok(()),
+            false => Err(format!("{} pods, {ready} of them ready", pods.len())),
+        }
+    };
+    let what = format!("{wanted} pods of {component}");
+    wait::until(&what, READY, POLL, check, || stage.kubectl.report())
+}
+
+fn under_load(stage: &Stage, what: &str, step: impl FnOnce() -> Result<(), Error>) -> Result<Outcome, Error> {
+    under_load_of(stage, TENANT, what, step)
+}
+
+/// Runs a step while clients go on, and tells what they saw.
+pub(super) fn under_load_of(
+    stage: &Stage,
+    name: &str,
+    what: &str,
+    step: impl FnOnce() -> Result<(), Error>,
+) -> Result<Outcome, Error> {
+    let load = Load::start(&stage.tenant_kubeconfig(name)?)?;
+    let started = Instant::now();
+    let result = step();
+    let seconds = started.elapsed().as_secs_f32();
+    let outcome = load.finish();
+    say(format!("  {what} ({seconds:.1} s): {}", outcome.line()));
+    let details = outcome.details();
+    if !details.is_empty() {
+        say(format!("  {details}"));
+    }
+    result.map(|()| outcome)
+}
+
+pub(super) fn nothing_failed(outcome: &Outcome) -> Result<(), Error> {
+    claim(outcome.failures().is_empty(), || format!("requests failed: {}\n  {}", outcome.line(), outcome.details()))?;
+    claim(outcome.of(Client::Fresh).requests > 0, || "the load sent nothing".to_owned())?;
+    no_change_is_lost(outcome)
+}
+
+fn no_change_is_lost(outcome: &Outcome) -> Result<(), Error> {
+    claim(outcome.lost.is_empty() && outcome.repeated.is_empty(), || {
+        format!("the watch missed or repeated changes: {}\n  {}", outcome.line(), outcome.details())
+    })
+}
+
+fn noticed_for_a_moment(outcome: &Outcome) -> Result<(), Error> {
+    let failures = outcome.failures();
+    let span = failures.first().zip(failures.last()).map(|(first, last)| last.at.duration_since(first.at));
+    let fresh = outcome.of(Client::Fresh);
+    claim(fresh.gap <= FIRST_STEP_GAP && span.unwrap_or_default() <= FIRST_STEP_GAP, || {
+        format!(
+            "the gap was {:.2} s and failures spread over {:.2} s, at most {} s are allowed\n  {}",
+            fresh.gap.as_secs_f32(),
+            span.unwrap_or_default().as_secs_f32(),
+            FIRST_STEP_GAP.as_secs(),
+            outcome.details()
+        )
+    })?;
+    no_change_is_lost(outcome)
+}
