@@ -1,99 +1,145 @@
 //! Measures what a person waits for and what the operator costs, on a local cluster of its own with honest
-//! settings: images present, etcd on disk with fsync, no tenant prepared beforehand. Raw samples are kept in
-//! the cache, with the commit and the machine.
+//! settings: images present, etcd on disk with fsync, no tenant prepared beforehand. Every figure stands beside what
+//! it should be; one that is missed is told and fails nothing. Raw samples are kept as JSON lines.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+mod door;
+mod journal;
+mod memory;
+mod played;
+mod player;
+mod restart;
+mod site;
+mod table;
+mod timeline;
+mod writes;
+
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::Error;
-use crate::audit::{self, Mark};
-use crate::cgroup::Hierarchies;
+use crate::audit::Mark;
 use crate::cluster::{Cluster, Spec};
 use crate::compile;
-use crate::credentials::Credentials;
 use crate::flow::Guarded;
-use crate::invocation::Invocation;
-use crate::kubectl::at;
 use crate::layout::{Cache, Repository};
-use crate::probe::Probe;
 use crate::terminal::say;
 use crate::wait;
 
-const NAMESPACE: &str = "bench";
-const TENANTS: &str = "/apis/kaas.dev/v1alpha1/namespaces/bench/tenantclusters";
-/// How exact a time is.
-const POLL: Duration = Duration::from_millis(20);
-const READY: Duration = Duration::from_secs(240);
-const GONE: Duration = Duration::from_secs(240);
-/// How long a creation's late writes are waited for.
+use self::journal::{Facts, Journal};
+use self::restart::End;
+use self::site::{Sample, Site, path};
+use self::table::{Figure, Of, Unit};
+use self::timeline::{MILESTONES, Timeline};
+use self::writes::Writes;
+
+/// A creation's late writes are waited for until so long nothing was written, from its last milestone on.
 const SETTLE: Duration = Duration::from_secs(8);
-/// Five resyncs of the operator, and more.
-const REST: Duration = Duration::from_secs(60);
+/// Before memory is looked at: caches have been read and what was freed is given back.
+const REST_BEFORE_MEMORY: Duration = Duration::from_secs(15);
+/// The operator looks at a tenant at which nothing happens every ten minutes. So many looks are forced instead, by a
+/// change of an annotation that means nothing, spread over a time in which whatever is periodic would show too.
+const LOOKS: u32 = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_secs(36);
 /// A tenant takes 0.6 GiB.
 const TENANT_MEMORY: u64 = 640 << 20;
+
+/// A part of the bench.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Part {
+    /// One tenant after the other: how long, where the time goes, which writes.
+    Creation,
+    /// Several tenants at once.
+    Together,
+    /// The operator's memory without tenants, with some and with many, and its writes at rest.
+    Memory,
+    /// The operator's leader stopped and killed.
+    Restart,
+    /// Several tenants deleted at once.
+    Deletion,
+    /// The operator's memory with tenants whose pods are played.
+    Played,
+}
 
 /// How much is measured.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// What is measured; empty: everything.
+    pub only: Vec<Part>,
     /// Tenants one after the other.
     pub singles: usize,
-    /// Tenants at once, group by group; the last group stays.
-    pub groups: Vec<usize>,
-    /// Tenants that stay for the memory figure.
-    pub many: usize,
-    /// Tenants deleted at once.
-    pub deleted: usize,
+    /// Most tenants with real pods at a time.
+    pub tenants: usize,
+    /// Tenants with played pods; none: not measured.
+    pub played: usize,
+    /// How often what concerns several tenants at once is done.
+    pub rounds: usize,
+    /// How often the operator's leader is stopped, and how often it is killed.
+    pub restarts: (usize, usize),
+    /// A file that gets the figures as a table in Markdown.
+    pub summary: Option<PathBuf>,
 }
 
 impl Plan {
-    /// What the figures in the documentation are measured with.
+    /// What figures that are published are measured with: about half an hour.
     #[must_use]
     pub fn full() -> Self {
-        Self { singles: 20, groups: vec![5, 10], many: 25, deleted: 12 }
+        Self {
+            only: vec![],
+            singles: 20,
+            tenants: 25,
+            played: 1000,
+            rounds: 3,
+            restarts: (5, 3),
+            summary: None,
+        }
     }
 
     /// A look that takes a few minutes.
     #[must_use]
     pub fn quick() -> Self {
-        Self { singles: 3, groups: vec![5], many: 5, deleted: 5 }
+        Self { singles: 3, tenants: 5, played: 50, rounds: 1, restarts: (1, 1), ..Self::full() }
+    }
+
+    fn has(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+
+    /// Numbers of tenants that are created at once, and with which memory is looked at.
+    fn steps<const N: usize>(&self, wanted: [usize; N]) -> Vec<usize> {
+        wanted.into_iter().filter(|count| *count <= self.tenants).collect()
     }
 }
 
-/// One tenant from its creation.
-#[derive(Debug, Clone)]
-struct Sample {
-    name: String,
-    uid: String,
-    applied: Timestamp,
-    kubeconfig: Duration,
-    ready: Duration,
-    account: Duration,
+struct Bench<'a> {
+    plan: &'a Plan,
+    site: Site,
+    results: Results,
+    /// Tenants that are there.
+    standing: Vec<Sample>,
+    made: usize,
 }
 
-impl Sample {
-    fn json(&self) -> Value {
-        json!({
-            "name": self.name, "uid": self.uid, "applied": self.applied.to_string(),
-            "kubeconfig_ms": millis(self.kubeconfig), "ready_ms": millis(self.ready), "account_ms": millis(self.account),
-        })
+/// What was measured so far.
+struct Results {
+    journal: Journal,
+    figures: Vec<Figure>,
+}
+
+impl Results {
+    fn add(&mut self, figure: Figure) -> Result<(), Error> {
+        say(figure.line());
+        self.journal.figure(&figure)?;
+        self.figures.push(figure);
+        Ok(())
     }
 }
 
-struct Bench {
-    cluster: Cluster,
-    api: Probe,
-    raw: BTreeMap<String, Value>,
-}
-
-/// Runs the bench on a local cluster of its own and prints the table.
+/// Runs the bench and prints the table, also of what was measured before a failure.
 ///
 /// # Errors
-/// What could not be built, started or measured.
+/// What could not be built, started or measured. A missed target is none.
 pub fn run(
     repository: &Repository,
     cache: &Cache,
@@ -102,341 +148,342 @@ pub fn run(
 ) -> Result<(), Error> {
     crate::prerequisite::ensure(repository, cache)?;
     let build = compile::build_all(repository, cache, operator.is_none())?;
-    let guarded = Guarded::new("bench", repository, cache)?;
-    let spec = Spec {
-        state: guarded.state().clone(),
-        toolbox: build.toolbox,
-        operator: operator.or(build.operator),
-    };
-    let mut cluster = Cluster::start(spec, cache)?;
-    cluster.install_operator(repository)?;
-    let credentials = Credentials::existing(guarded.state().pki());
-    let api = Probe::new(&credentials, "ca", "admin", SocketAddr::new(cluster.address(), 6443))?;
-    let mut bench = Bench { cluster, api, raw: BTreeMap::new() };
-    let result = bench.measure(plan);
-    bench.keep(repository, cache)?;
-    result
+    let operator = operator.or(build.operator);
+    let facts = Facts::take(repository)?;
+    say(facts.told());
+    let journal = Journal::begin(cache, &facts, &json!(format!("{plan:?}")))?;
+    let mut results = Results { journal, figures: Vec::new() };
+    let mut measured = Ok(());
+    let on_pods = [Part::Creation, Part::Together, Part::Memory, Part::Restart, Part::Deletion];
+    if on_pods.into_iter().any(|part| plan.has(part)) {
+        let guarded = Guarded::new("bench", repository, cache)?;
+        let spec =
+            Spec { state: guarded.state().clone(), toolbox: build.toolbox, operator: operator.clone() };
+        let mut cluster = Cluster::start(spec, cache)?;
+        cluster.install_operator(repository)?;
+        let mut bench =
+            Bench { plan, site: Site::new(cluster)?, results, standing: Vec::new(), made: 0 };
+        measured = bench.measure();
+        results = bench.results;
+    }
+    if let (Ok(()), true, Some(operator)) = (&measured, plan.has(Part::Played) && plan.played > 0, &operator)
+    {
+        measured = played::measure(plan.played, operator, repository, &mut results);
+    }
+    let table = table::render(&results.figures);
+    say(format!("\n{}\n\n{table}\nraw samples: {}", facts.told(), results.journal.path().display()));
+    if let Some(path) = &plan.summary {
+        summarize(path, &facts, &results.figures)?;
+    }
+    measured
 }
 
-impl Bench {
-    fn measure(&mut self, plan: &Plan) -> Result<(), Error> {
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
-        self.cluster.kubectl()?.apply(&namespace.to_string())?;
-        self.memory("empty")?;
-        self.singles(plan.singles)?;
-        let mut standing = Vec::new();
-        for (position, count) in plan.groups.iter().enumerate() {
-            let samples = self.group(*count)?;
-            if position + 1 == plan.groups.len() {
-                self.memory(&format!("with {count} tenants"))?;
-                standing = samples;
-            } else {
-                self.delete(&samples)?;
+fn summarize(path: &Path, facts: &Facts, figures: &[Figure]) -> Result<(), Error> {
+    let text = format!("{}\n\n{}", facts.told(), table::markdown(figures));
+    std::fs::write(path, text).map_err(Error::io("write", path))?;
+    say(format!("summary: {}", path.display()));
+    Ok(())
+}
+
+impl Bench<'_> {
+    fn measure(&mut self) -> Result<(), Error> {
+        let plan = self.plan;
+        if plan.has(Part::Memory) {
+            self.memory("no tenants", Some(30.0))?;
+        }
+        if plan.has(Part::Creation) {
+            self.creation(plan.singles)?;
+        }
+        if plan.has(Part::Together) {
+            for count in plan.steps([5, 10]) {
+                self.together(count)?;
             }
         }
-        let missing = plan.many.saturating_sub(standing.len());
-        if missing > 0 && self.has_room(missing)? {
-            standing.extend(self.create(&names("many", missing))?);
-            self.memory(&format!("with {} tenants", standing.len()))?;
+        if plan.has(Part::Memory) {
+            let few = plan.steps([10, 25]);
+            for count in if few.is_empty() { vec![plan.tenants] } else { few } {
+                self.stand(count)?;
+                self.memory(&format!("{count} tenants"), None)?;
+            }
+            self.rest()?;
         }
-        self.rest(standing.len())?;
-        let deleted: Vec<Sample> = standing.iter().take(plan.deleted).cloned().collect();
-        let seconds = self.delete(&deleted)?;
-        say(format!("{} deleted at once: all gone after {:.1} s", deleted.len(), seconds.as_secs_f32()));
-        self.raw.insert("deletion_ms".to_owned(), json!({"tenants": deleted.len(), "ms": millis(seconds)}));
+        if plan.has(Part::Restart) {
+            self.restarts()?;
+        }
+        if plan.has(Part::Deletion) {
+            self.deletion(plan.tenants.min(12))?;
+        }
+        self.stand(0)
+    }
+
+    /// One after the other, each gone before the next one comes.
+    fn creation(&mut self, count: usize) -> Result<(), Error> {
+        self.stand(0)?;
+        let (mut samples, mut lines, mut all) = (Vec::new(), Vec::new(), Vec::new());
+        let mut deletions = Vec::new();
+        for _ in 0..count {
+            let mark = Mark::now(&self.site.audit_log())?;
+            let names = self.names(1);
+            for sample in self.site.create(&names)? {
+                self.settle(&mark)?;
+                let requests = mark.requests()?;
+                let line = timeline::take(&self.site, &sample, &requests)?;
+                let writes = Writes::count(&requests);
+                let raw = json!({
+                    "sample": sample.json(), "timeline": timeline::json(&line), "writes": writes.json(),
+                });
+                self.results.journal.note("creation", raw)?;
+                say(format!(
+                    "  {}: /readyz {:.2} s, ServiceAccount {:.2} s, {} writes, {} conflicts, load {:.1}",
+                    sample.name,
+                    sample.ready.as_secs_f64(),
+                    sample.account.as_secs_f64(),
+                    writes.total(),
+                    writes.conflicts,
+                    journal::load(),
+                ));
+                deletions.push(self.site.delete(std::slice::from_ref(&sample))?.as_secs_f64());
+                samples.push(sample);
+                lines.push(line);
+                all.push(writes);
+            }
+        }
+        let seconds = |pick: fn(&Sample) -> Duration| -> Vec<f64> {
+            samples.iter().map(|sample| pick(sample).as_secs_f64()).collect()
+        };
+        let (ready, account) = (seconds(|sample| sample.ready), seconds(|sample| sample.account));
+        let defects = |times: &[f64], most: f64| vec![times.iter().filter(|time| **time > most).count() as f64];
+        let figures = [
+            Figure::new("applied -> kubeconfig", Unit::Seconds, seconds(|sample| sample.kubeconfig)),
+            Figure::new("applied -> /readyz through the endpoint", Unit::Seconds, ready.clone())
+                .at_most(Of::Median, 4.5),
+            Figure::new("  of these above 6 s (a defect)", Unit::Times, defects(&ready, 6.0))
+                .at_most(Of::Max, 0.0),
+            Figure::new("applied -> default ServiceAccount", Unit::Seconds, account.clone())
+                .at_most(Of::Median, 6.0),
+            Figure::new("  of these above 9 s (a defect)", Unit::Times, defects(&account, 9.0))
+                .at_most(Of::Max, 0.0),
+            Figure::new("deletion of one tenant", Unit::Seconds, deletions),
+        ];
+        figures.into_iter().try_for_each(|figure| self.results.add(figure))?;
+        self.tell_timeline(&lines)?;
+        self.tell_writes(&all)
+    }
+
+    fn tell_timeline(&mut self, lines: &[Timeline]) -> Result<(), Error> {
+        let times = |milestone: &str| -> Vec<f64> {
+            lines.iter().filter_map(|line| line.get(milestone).copied()).collect()
+        };
+        let mut rows: Vec<(f64, Figure)> = MILESTONES
+            .iter()
+            .map(|milestone| Figure::new(format!("  at: {milestone}"), Unit::Seconds, times(milestone)))
+            .map(|figure| (figure.median().unwrap_or(f64::INFINITY), figure))
+            .collect();
+        rows.sort_by(|left, right| left.0.total_cmp(&right.0));
+        say("where the time goes, from the answer to the creation:");
+        rows.into_iter().try_for_each(|(_, figure)| self.results.add(figure))
+    }
+
+    fn tell_writes(&mut self, all: &[Writes]) -> Result<(), Error> {
+        let counts = |pick: &dyn Fn(&Writes) -> usize| -> Vec<f64> {
+            all.iter().map(|writes| pick(writes) as f64).collect()
+        };
+        let allowed = all.iter().map(Writes::allowed).min().unwrap_or(0);
+        let objects = all.iter().map(|writes| writes.objects.len()).min().unwrap_or(0);
+        say(format!("writes of the operator in one creation, which makes {objects} objects:"));
+        writes::lines(all).iter().for_each(say);
+        let title = format!("writes in one creation ({objects} objects + {})", writes::MORE);
+        let figures = [
+            Figure::new(title, Unit::Times, counts(&Writes::total)).at_most(Of::Max, allowed as f64),
+            Figure::new("  conflicts among them", Unit::Times, counts(&|writes| writes.conflicts))
+                .at_most(Of::Max, 0.0),
+            Figure::new("  other failures among them", Unit::Times, counts(&|writes| writes.refused)),
+            Figure::new("  Events beside them", Unit::Times, counts(&|writes| writes.events)),
+            Figure::new("  Leases beside them", Unit::Times, counts(&|writes| writes.leases)),
+        ];
+        figures.into_iter().try_for_each(|figure| self.results.add(figure))
+    }
+
+    /// Several at once: from the first one's creation until the last one answers.
+    fn together(&mut self, count: usize) -> Result<(), Error> {
+        let (mut answered, mut deleted) = (Vec::new(), Vec::new());
+        for _ in 0..self.plan.rounds {
+            self.stand(0)?;
+            let names = self.names(count);
+            let samples = self.site.create(&names)?;
+            let first = samples.iter().map(|sample| sample.begun).min();
+            let last = samples.iter().map(|sample| sample.begun + sample.ready).max();
+            let time = last.zip(first).map_or(0.0, |(last, first)| (last - first).as_secs_f64());
+            say(format!("  {count} at once: all answer after {time:.1} s, load {:.1}", journal::load()));
+            let raw: Vec<_> = samples.iter().map(Sample::json).collect();
+            self.results.journal.note("together", json!({"count": count, "all_s": time, "samples": raw}))?;
+            answered.push(time);
+            self.standing = samples;
+            if self.plan.has(Part::Deletion) {
+                deleted.push(self.delete(count)?);
+            }
+        }
+        let figure = Figure::new(format!("{count} at once -> all answer"), Unit::Seconds, answered);
+        self.results.add(if count == 5 { figure.at_most(Of::Median, 18.0) } else { figure })?;
+        if deleted.is_empty() {
+            return Ok(());
+        }
+        self.results.add(Figure::new(format!("deletion of {count} tenants"), Unit::Seconds, deleted))
+    }
+
+    fn memory(&mut self, when: &str, most: Option<f64>) -> Result<(), Error> {
+        if self.standing.is_empty() && !when.starts_with("no") {
+            return Ok(());
+        }
+        std::thread::sleep(REST_BEFORE_MEMORY);
+        let replicas = self.site.replicas()?;
+        for (leads, role) in [(true, "leader"), (false, "standby")] {
+            let of_role = replicas.iter().filter(|replica| replica.leads == leads);
+            let mut found = Vec::new();
+            for replica in of_role {
+                found.push(replica.memory.mebibytes());
+                let raw = json!({
+                    "tenants": self.standing.len(), "role": role, "pod": replica.pod, "pid": replica.pid,
+                    "memory": replica.memory.json(),
+                });
+                self.results.journal.note("memory", raw)?;
+            }
+            let figure = Figure::new(format!("operator memory, {role}, {when}"), Unit::Mebibytes, found);
+            self.results.add(match most {
+                Some(most) => figure.at_most(Of::Max, most),
+                None => figure,
+            })?;
+        }
         Ok(())
     }
 
-    /// One after the other, on an otherwise idle cluster.
-    fn singles(&mut self, count: usize) -> Result<(), Error> {
-        let mut samples = Vec::new();
-        let mut shares = Vec::new();
-        for name in names("single", count) {
-            let mark = Mark::now(&self.audit_log())?;
-            let created = self.create(std::slice::from_ref(&name))?;
+    /// Nothing is written while nothing changes, however often the operator looks.
+    fn rest(&mut self) -> Result<(), Error> {
+        if self.standing.is_empty() {
+            self.stand(1)?;
+        }
+        std::thread::sleep(SETTLE);
+        let begun = Instant::now();
+        let mark = Mark::now(&self.site.audit_log())?;
+        for look in 0..LOOKS {
+            for sample in &self.standing {
+                let touched = json!({"metadata": {"annotations": {"bench": look.to_string()}}});
+                self.site.patch(&path(&sample.name), &touched)?;
+            }
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        let requests = mark.requests()?;
+        let found = Writes::count(&requests);
+        let seconds = begun.elapsed().as_secs();
+        let looks = |sample: &Sample| found.looks.get(&sample.name).copied().unwrap_or(0);
+        let fewest = self.standing.iter().map(looks).min().unwrap_or(0);
+        self.results.journal.note("rest", json!({"seconds": seconds, "writes": found.json()}))?;
+        let own: Vec<_> = requests
+            .into_iter()
+            .filter(|event| event.is_of_operator() && event.is_write())
+            .filter(|event| !matches!(event.resource.as_str(), "leases" | "events"))
+            .collect();
+        if !own.is_empty() {
+            say(format!("  written at rest: {}", writes::told(&own)));
+        }
+        let title = format!("writes at rest, {} tenants, {seconds} s", self.standing.len());
+        let figures = [
+            Figure::new(title, Unit::Times, vec![found.total() as f64]).at_most(Of::Max, 0.0),
+            Figure::new("  looks at each tenant meanwhile, fewest", Unit::Times, vec![fewest as f64]),
+            Figure::new("  Events beside them", Unit::Times, vec![found.events as f64]),
+            Figure::new("  Leases beside them", Unit::Times, vec![found.leases as f64]),
+        ];
+        if fewest < LOOKS as usize {
+            say(format!("  the operator looked only {fewest} times at a tenant that was touched {LOOKS} times"));
+        }
+        figures.into_iter().try_for_each(|figure| self.results.add(figure))
+    }
+
+    fn restarts(&mut self) -> Result<(), Error> {
+        self.stand(1)?;
+        let (stops, kills) = self.plan.restarts;
+        let title = "reconciling again after";
+        for (end, word, count, most) in
+            [(End::Stop, "a normal stop", stops, 1.0), (End::Kill, "a kill", kills, 15.0)]
+        {
+            let mut times = Vec::new();
+            for _ in 0..count {
+                let Some(tenant) = self.standing.first().map(|sample| sample.name.clone()) else { break };
+                std::thread::sleep(SETTLE);
+                let time = self.site.restart(end, &tenant)?.as_secs_f64();
+                say(format!("  {title} {word}: {time:.2} s"));
+                self.results.journal.note("restart", json!({"end": word, "seconds": time}))?;
+                times.push(time);
+            }
+            self.results
+                .add(Figure::new(format!("{title} {word}"), Unit::Seconds, times).at_most(Of::Median, most))?;
+        }
+        Ok(())
+    }
+
+    fn deletion(&mut self, count: usize) -> Result<(), Error> {
+        let mut times = Vec::new();
+        for _ in 0..self.plan.rounds {
+            self.stand(count)?;
             std::thread::sleep(SETTLE);
-            if samples.is_empty() {
-                self.report_writes(&mark, &created)?;
+            times.push(self.delete(count)?);
+        }
+        let figure = Figure::new(format!("deletion of {count} tenants at once"), Unit::Seconds, times);
+        self.results.add(if count == 12 { figure.at_most(Of::Median, 15.0) } else { figure })
+    }
+
+    /// Deletes so many of those that are there, at once.
+    fn delete(&mut self, count: usize) -> Result<f64, Error> {
+        let rest = self.standing.split_off(count.min(self.standing.len()));
+        let going = std::mem::replace(&mut self.standing, rest);
+        let time = self.site.delete(&going)?.as_secs_f64();
+        say(format!("  {} deleted at once: all gone after {time:.1} s", going.len()));
+        let raw = json!({"count": going.len(), "left": self.standing.len(), "seconds": time});
+        self.results.journal.note("deletion", raw)?;
+        Ok(time)
+    }
+
+    /// So many tenants are there, afterwards.
+    fn stand(&mut self, count: usize) -> Result<(), Error> {
+        let there = self.standing.len();
+        if there > count {
+            return self.delete(there - count).map(drop);
+        }
+        let missing = count - there;
+        let free = journal::memory("MemAvailable:");
+        if free < TENANT_MEMORY * missing as u64 {
+            return Err(Error::Prerequisite(format!(
+                "{missing} more tenants need {} MiB of memory, {} are free: ask for fewer with --tenants",
+                (TENANT_MEMORY * missing as u64) >> 20,
+                free >> 20
+            )));
+        }
+        let names = self.names(missing);
+        // Not more at once than what is measured: on two cores they would only wait for each other.
+        for names in names.chunks(10) {
+            self.standing.extend(self.site.create(names)?);
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing more is written about a creation.
+    fn settle(&self, mark: &Mark) -> Result<(), Error> {
+        let mut quiet = Instant::now();
+        let mut known = 0;
+        let check = || {
+            let written = mark.operator_writes().map_err(|error| error.to_string())?.len();
+            if written != known {
+                (known, quiet) = (written, Instant::now());
             }
-            if let Some(sample) = created.first() {
-                shares.push(Shares::of(sample, &mark)?);
-            }
-            self.delete(&created)?;
-            samples.extend(created);
-        }
-        let column = |pick: fn(&Sample) -> Duration| -> Vec<Duration> { samples.iter().map(pick).collect() };
-        line("applied -> kubeconfig", &column(|sample| sample.kubeconfig));
-        line("applied -> /readyz through the endpoint", &column(|sample| sample.ready));
-        line("applied -> default ServiceAccount", &column(|sample| sample.account));
-        line("  until the operator's first write", &picked(&shares, |share| share.first));
-        line("  until its last workload is applied", &picked(&shares, |share| share.applied));
-        line("  until the API server's pod is bound", &picked(&shares, |share| share.bound));
-        self.raw.insert("singles".to_owned(), samples.iter().map(Sample::json).collect());
-        Ok(())
-    }
-
-    fn group(&mut self, count: usize) -> Result<Vec<Sample>, Error> {
-        let started = Instant::now();
-        let samples = self.create(&names(&format!("group{count}"), count))?;
-        let last = samples.iter().map(|sample| sample.ready).max().unwrap_or_default();
-        say(format!("{count} at once: all answer after {:.1} s", last.as_secs_f32()));
-        let raw = json!({"ms": millis(started.elapsed()), "samples": samples.iter().map(Sample::json).collect::<Vec<_>>()});
-        self.raw.insert(format!("group_{count}"), raw);
-        Ok(samples)
-    }
-
-    /// Creates tenants at once and waits for each.
-    fn create(&self, names: &[String]) -> Result<Vec<Sample>, Error> {
-        std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                names.iter().map(|name| scope.spawn(move || self.create_one(name))).collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Sample, Error>>| {
-                thread.join().map_err(|_| Error::Invalid("a measuring thread died".to_owned()))?
-            };
-            threads.into_iter().map(join).collect()
-        })
-    }
-
-    fn create_one(&self, name: &str) -> Result<Sample, Error> {
-        let tenant = json!({
-            "apiVersion": "kaas.dev/v1alpha1",
-            "kind": "TenantCluster",
-            "metadata": {"name": name, "namespace": NAMESPACE},
-            "spec": {
-                "version": crate::component::KUBERNETES,
-                "controlPlane": {"replicas": 1, "endpoint": {"type": "NodePort"}},
-                "etcd": {"replicas": 1, "storage": {"persistent": {"size": "1Gi"}}},
-            },
-        });
-        let (applied, started) = (Timestamp::now(), Instant::now());
-        let created = self.ask("POST", TENANTS, Some(&tenant), 201)?;
-        let secret = format!("/api/v1/namespaces/{NAMESPACE}/secrets/{name}-kubeconfig");
-        let probe = self.until(&format!("kubeconfig of {name}"), || {
-            let secret = self.ask("GET", &secret, None, 200).map_err(|error| error.to_string())?;
-            let value = at(&secret, "/data/value").as_str().unwrap_or_default().to_owned();
-            let text = decode(&value).ok_or("the Secret has no kubeconfig")?;
-            Probe::of_kubeconfig(&text).map_err(|error| error.to_string())
-        })?;
-        let kubeconfig = started.elapsed();
-        let answers = |path: &str| match probe.get(path) {
-            Ok(200) => Ok(()),
-            Ok(code) => Err(format!("{path}: HTTP {code}")),
-            Err(error) => Err(format!("{path}: {error}")),
+            if quiet.elapsed() >= SETTLE { Ok(()) } else { Err(format!("{written} writes so far")) }
         };
-        self.until(&format!("/readyz of {name}"), || answers("/readyz"))?;
-        let ready = started.elapsed();
-        let account = "/api/v1/namespaces/default/serviceaccounts/default";
-        self.until(&format!("default ServiceAccount of {name}"), || answers(account))?;
-        let uid = at(&created, "/metadata/uid").as_str().unwrap_or_default().to_owned();
-        Ok(Sample { name: name.to_owned(), uid, applied, kubeconfig, ready, account: started.elapsed() })
+        wait::until("the operator to come to rest", SETTLE * 10, SETTLE / 16, check, String::new)
     }
 
-    fn until<T>(&self, what: &str, check: impl FnMut() -> Result<T, String>) -> Result<T, Error> {
-        let report = || self.cluster.kubectl().map(|kubectl| kubectl.report()).unwrap_or_default();
-        wait::until(what, READY, POLL, check, report)
-    }
-
-    fn ask(&self, method: &str, path: &str, body: Option<&Value>, expected: u16) -> Result<Value, Error> {
-        let fail = |text: String| Error::Invalid(format!("{method} {path}: {text}"));
-        let answer = self.api.request(method, path, body).map_err(fail)?;
-        if answer.code != expected {
-            let text = String::from_utf8_lossy(&answer.body).into_owned();
-            return Err(fail(format!("HTTP {}: {text}", answer.code)));
-        }
-        serde_json::from_slice(&answer.body).map_err(|error| fail(error.to_string()))
-    }
-
-    /// Deletes tenants at once; the time until the last one's namespace is gone.
-    fn delete(&self, samples: &[Sample]) -> Result<Duration, Error> {
-        let started = Instant::now();
-        for sample in samples {
-            self.ask("DELETE", &format!("{TENANTS}/{}", sample.name), None, 200)?;
-        }
-        let gone = |path: &str| match self.api.get(path) {
-            Ok(404) => Ok(()),
-            Ok(code) => Err(format!("{path}: HTTP {code}")),
-            Err(error) => Err(format!("{path}: {error}")),
-        };
-        let all = || {
-            for sample in samples {
-                gone(&format!("{TENANTS}/{}", sample.name))?;
-                gone(&format!("/api/v1/namespaces/kaas-{}", sample.uid))?;
-            }
-            Ok(())
-        };
-        let report = || self.cluster.kubectl().map(|kubectl| kubectl.report()).unwrap_or_default();
-        wait::until("deleted tenants to be gone", GONE, POLL, all, report)?;
-        Ok(started.elapsed())
-    }
-
-    fn report_writes(&mut self, mark: &Mark, created: &[Sample]) -> Result<(), Error> {
-        let writes = mark.operator_writes()?;
-        let conflicts = writes.iter().filter(|event| event.is_conflict()).count();
-        let mut objects: Vec<_> =
-            writes.iter().map(|event| (&event.resource, &event.namespace, &event.name)).collect();
-        objects.sort();
-        objects.dedup();
-        say(format!(
-            "writes per creation: {} for {} objects, {conflicts} conflicts",
-            writes.len(),
-            objects.len()
-        ));
-        for (kind, count) in audit::tally(&writes) {
-            say(format!("  {count:>3} {kind}"));
-        }
-        let raw = json!({
-            "writes": audit::tally(&writes), "objects": objects.len(), "conflicts": conflicts,
-            "tenants": created.len(),
-        });
-        self.raw.insert("creation_writes".to_owned(), raw);
-        Ok(())
-    }
-
-    fn rest(&mut self, tenants: usize) -> Result<(), Error> {
-        std::thread::sleep(SETTLE);
-        let mark = Mark::now(&self.audit_log())?;
-        std::thread::sleep(REST);
-        let writes = mark.operator_writes()?;
-        let seconds = REST.as_secs();
-        say(format!("writes at rest, {tenants} tenants, {seconds} s: {}", writes.len()));
-        for (kind, count) in audit::tally(&writes) {
-            say(format!("  {count:>3} {kind}"));
-        }
-        let raw = json!({"seconds": seconds, "tenants": tenants, "writes": audit::tally(&writes)});
-        self.raw.insert("rest_writes".to_owned(), raw);
-        Ok(())
-    }
-
-    /// Resident memory of every replica of the operator.
-    fn memory(&mut self, when: &str) -> Result<(), Error> {
-        std::thread::sleep(SETTLE);
-        let mut found = Vec::new();
-        for pid in Hierarchies::detect()?.processes(self.cluster.network.name()) {
-            let read =
-                |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            if read("comm").trim() == "kaas-operator" {
-                let status = read("status");
-                let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-                found.push(line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0));
-            }
-        }
-        found.sort_unstable_by(|left, right| right.cmp(left));
-        let text: Vec<String> = found.iter().map(|kib| format!("{:.1} MiB", *kib as f64 / 1024.0)).collect();
-        say(format!("operator memory {when}: {}", text.join(", ")));
-        self.raw.insert(format!("memory_kib_{}", when.replace(' ', "_")), json!(found));
-        Ok(())
-    }
-
-    fn has_room(&self, tenants: usize) -> Result<bool, Error> {
-        let path = "/proc/meminfo";
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
-        let free = line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) * 1024;
-        let enough = free > TENANT_MEMORY * tenants as u64;
-        if !enough {
-            say(format!("not measured: {tenants} more tenants, {} MiB of memory are free", free >> 20));
-        }
-        Ok(enough)
-    }
-
-    fn audit_log(&self) -> PathBuf {
-        self.cluster.state().log().join("audit.log")
-    }
-
-    /// Writes the raw samples down.
-    fn keep(&self, repository: &Repository, cache: &Cache) -> Result<(), Error> {
-        let now = Timestamp::now();
-        let commit = Invocation::new("git").args(["rev-parse", "HEAD"]).directory(repository.root()).run();
-        let machine = Invocation::new("uname").arg("-srm").run()?;
-        let raw = json!({
-            "time": now.to_string(),
-            "commit": commit.unwrap_or_default().trim(),
-            "machine": machine.trim(),
-            "processors": std::thread::available_parallelism().map_or(0, usize::from),
-            "results": self.raw,
-        });
-        let path = cache.root().join("bench").join(format!("{}.json", now.as_second()));
-        crate::record::write_json(&path, &raw)?;
-        say(format!("raw samples: {}", path.display()));
-        Ok(())
-    }
-}
-
-/// Where the time of one creation goes, from the audit log.
-#[derive(Debug, Default)]
-struct Shares {
-    first: Option<Duration>,
-    applied: Option<Duration>,
-    bound: Option<Duration>,
-}
-
-impl Shares {
-    fn of(sample: &Sample, mark: &Mark) -> Result<Self, Error> {
-        let since = |received: Timestamp| Duration::try_from(received.duration_since(sample.applied)).ok();
-        let writes = mark.writes()?;
-        let namespace = format!("kaas-{}", sample.uid);
-        let within_ready = |time: &Duration| *time <= sample.ready;
-        let times = |accept: &dyn Fn(&audit::Event) -> bool| -> Vec<Duration> {
-            let accepted = writes.iter().filter(|event| accept(event));
-            accepted.filter_map(|event| since(event.received)).filter(within_ready).collect()
-        };
-        let of_operator = |event: &audit::Event| event.user.ends_with(":kaas-operator");
-        let own = |event: &audit::Event| event.namespace == namespace || event.name == namespace;
-        let workload =
-            |event: &audit::Event| matches!(event.resource.as_str(), "statefulsets" | "deployments");
-        let bound = |event: &audit::Event| event.subresource == "binding" && event.name.contains("apiserver");
-        Ok(Self {
-            first: times(&|event| of_operator(event) && own(event)).into_iter().min(),
-            applied: times(&|event| of_operator(event) && own(event) && workload(event)).into_iter().max(),
-            bound: times(&|event| own(event) && bound(event)).into_iter().max(),
-        })
-    }
-}
-
-fn picked(shares: &[Shares], pick: fn(&Shares) -> Option<Duration>) -> Vec<Duration> {
-    shares.iter().filter_map(pick).collect()
-}
-
-fn names(prefix: &str, count: usize) -> Vec<String> {
-    (0..count).map(|number| format!("{prefix}-{number}")).collect()
-}
-
-fn decode(text: &str) -> Option<String> {
-    use base64::Engine;
-    String::from_utf8(base64::prelude::BASE64_STANDARD.decode(text).ok()?).ok()
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Nearest rank: the smallest sample that `percent` of all do not exceed.
-fn percentile(samples: &[Duration], percent: usize) -> Duration {
-    let mut sorted = samples.to_vec();
-    sorted.sort_unstable();
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or_default()
-}
-
-fn line(what: &str, samples: &[Duration]) {
-    let seconds = |percent| percentile(samples, percent).as_secs_f32();
-    say(format!(
-        "{what:<44} p50 {:>6.2} s  p99 {:>6.2} s  ({} samples)",
-        seconds(50),
-        seconds(99),
-        samples.len()
-    ));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nearest_rank() {
-        let samples: Vec<Duration> = (1..=20).map(Duration::from_secs).collect();
-        assert_eq!(percentile(&samples, 50), Duration::from_secs(10));
-        assert_eq!(percentile(&samples, 99), Duration::from_secs(20));
-        assert_eq!(percentile(&[], 50), Duration::ZERO);
+    /// Names that no tenant had before.
+    fn names(&mut self, count: usize) -> Vec<String> {
+        let first = self.made;
+        self.made += count;
+        (first..self.made).map(|number| format!("t{number}")).collect()
     }
 }

@@ -183,6 +183,13 @@ pub fn run(
     }
 }
 
+/// Parts of the names of the flows that alone are wanted (`KAAS_FLOWS=scale,renewed`); empty: all of them. For
+/// who works on a flow: most of them need the tenant that the first one makes.
+fn chosen() -> Vec<String> {
+    let value = std::env::var("KAAS_FLOWS").unwrap_or_default();
+    value.split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
 fn elsewhere(
     kubeconfig: PathBuf,
     repository: &Repository,
@@ -245,7 +252,13 @@ fn on_a_local_cluster(
 ) -> Result<Tally, Error> {
     crate::prerequisite::ensure(repository, cache)?;
     let build = compile::build_all(repository, cache, operator.is_none())?;
-    let guarded = Guarded::new("e2e", repository, cache)?;
+    // A place for each kind of run: one must not take down another's cluster.
+    let purpose = match extent {
+        _ if !chosen().is_empty() => "flows",
+        Extent::Short => "e2e",
+        Extent::All => "soak",
+    };
+    let guarded = Guarded::new(purpose, repository, cache)?;
     let state = guarded.state().clone();
     let spec =
         Spec { state: state.clone(), toolbox: build.toolbox.clone(), operator: operator.or(build.operator) };
@@ -294,9 +307,9 @@ impl Stage {
     fn play(&self, extent: Extent) -> Tally {
         let mut tally = Tally::default();
         let long = if extent == Extent::All { LONG } else { &[] };
-        // Some flows alone, for who works on them.
-        let chosen = std::env::var("KAAS_FLOWS").unwrap_or_default();
-        for flow in FLOWS.iter().chain(long).filter(|flow| flow.name.contains(&chosen)) {
+        let chosen = chosen();
+        let runs = |flow: &&Flow| chosen.is_empty() || chosen.iter().any(|part| flow.name.contains(part));
+        for flow in FLOWS.iter().chain(long).filter(runs) {
             if let Some(reason) = flow.local_only.filter(|_| self.ground.is_none()) {
                 say(format!("flow {}: skipped: {reason}", flow.name));
                 tally.skipped.push(format!("{}: {reason}", flow.name));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kaas_e2e::bench::{self, Plan};
+use kaas_e2e::bench::{self, Part, Plan};
 use kaas_e2e::flow::Extent;
 use kaas_e2e::journey::Operator;
 use kaas_e2e::layout::{Cache, Repository, State};
@@ -44,9 +44,8 @@ enum Command {
     Test,
     /// Measure, on a cluster of its own.
     Bench {
-        /// Fewer samples: a few minutes.
-        #[arg(long)]
-        quick: bool,
+        #[command(flatten)]
+        extent: BenchArguments,
         /// Run this build of the operator instead of building one.
         #[arg(long, value_name = "BINARY")]
         operator: Option<PathBuf>,
@@ -63,6 +62,46 @@ enum Command {
         #[arg(long, value_name = "BINARY")]
         operator: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, clap::Args)]
+struct BenchArguments {
+    /// Fewer samples: a few minutes.
+    #[arg(long)]
+    quick: bool,
+    /// Tenants created one after the other [default: 20, quick: 3].
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    samples: Option<usize>,
+    /// Most tenants with real pods at a time, 0.6 GiB each [default: 25, quick: 5].
+    #[arg(long, value_name = "COUNT")]
+    tenants: Option<usize>,
+    /// Tenants with played pods; 0 leaves them out [default: 1000, quick: 50].
+    #[arg(long, value_name = "COUNT")]
+    played: Option<usize>,
+    /// How often several tenants at once are created or deleted [default: 3, quick: 1].
+    #[arg(long, value_name = "COUNT")]
+    rounds: Option<usize>,
+    /// Measure these parts only.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
+    only: Vec<Part>,
+    /// Write the figures to this file too, as a table in Markdown.
+    #[arg(long, value_name = "FILE")]
+    summary: Option<PathBuf>,
+}
+
+impl BenchArguments {
+    fn plan(self) -> Plan {
+        let given = if self.quick { Plan::quick() } else { Plan::full() };
+        Plan {
+            only: self.only,
+            singles: self.samples.unwrap_or(given.singles),
+            tenants: self.tenants.unwrap_or(given.tenants),
+            played: self.played.unwrap_or(given.played),
+            rounds: self.rounds.unwrap_or(given.rounds),
+            summary: self.summary,
+            ..given
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -92,10 +131,7 @@ fn run(arguments: Arguments) -> Result<(), Error> {
         Command::Build => journey::build(&repository, &cache),
         Command::Status => journey::status(&state),
         Command::Test => suite::run(&repository, &cache),
-        Command::Bench { quick, operator } => {
-            let plan = if quick { Plan::quick() } else { Plan::full() };
-            bench::run(&repository, &cache, operator, &plan)
-        }
+        Command::Bench { extent, operator } => bench::run(&repository, &cache, operator, &extent.plan()),
         Command::E2e { operator } => journey::e2e(&repository, &cache, operator, Extent::Short),
         Command::Soak { operator } => journey::e2e(&repository, &cache, operator, Extent::All),
     }

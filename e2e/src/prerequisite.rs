@@ -37,7 +37,12 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("sysctl", "procps"),
     ("ldd", "libc-bin"),
 ];
-const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// File and the Debian package that has it.
+const FILES: &[(&str, &str)] = &[
+    ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
+    // protoc's own types, which etcd's definitions import.
+    ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev"),
+];
 
 /// Capabilities without which a node cannot be run, by their number.
 const CAPABILITIES: &[(u32, &str)] = &[(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
@@ -114,9 +119,7 @@ fn packages() -> Result<(), Error> {
 fn missing_packages() -> Vec<&'static str> {
     let lacking = |(program, _): &&(&str, &str)| !is_program(program);
     let mut missing: Vec<_> = PROGRAMS.iter().filter(lacking).map(|(_, package)| *package).collect();
-    if !Path::new(CERTIFICATES).exists() {
-        missing.push("ca-certificates");
-    }
+    missing.extend(FILES.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| *package));
     missing.dedup();
     missing
 }

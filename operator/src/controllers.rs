@@ -7,6 +7,7 @@ use futures::future::select;
 use crate::run::Context;
 
 mod kubernetes_release;
+mod orphan;
 mod tenant_cluster;
 
 /// Runs every controller until it is told to stop.

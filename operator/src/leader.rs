@@ -34,6 +34,12 @@ pub use gate::{Gate, Lost};
 /// How long the server keeps one watch: a connection that died in silence is noticed five seconds later.
 const WATCH_SECONDS: u32 = 30;
 
+/// How long giving the lease back may take in all: less than a pod has left to end. What it takes beyond that does
+/// not matter, as the lease ends by itself.
+const RELEASE: Duration = Duration::from_secs(3);
+/// And one request of it: a hung connection leaves time for a second attempt on a new one.
+const RELEASE_ATTEMPT: Duration = Duration::from_secs(1);
+
 /// Why a term ended although nobody asked for it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Loss {
@@ -231,14 +237,13 @@ impl Term {
     /// Closes the gate and gives the lease back. Every writer must have ended before.
     pub async fn release(self) -> Result<(), Error> {
         self.gate.close();
-        let waited = self.desk.timing.attempt();
-        match timeout(waited, self.clear_holder()).await {
+        match timeout(RELEASE, self.clear_holder()).await {
             Ok(Ok(())) => {
                 info!(lease = %self.desk, "released the lease");
                 Ok(())
             }
             Ok(Err(source)) => Err(Error::Refused { lease: self.desk.to_string(), source: Box::new(source) }),
-            Err(_) => Err(Error::Timeout { lease: self.desk.to_string(), waited }),
+            Err(_) => Err(Error::Timeout { lease: self.desk.to_string(), waited: RELEASE }),
         }
     }
 
@@ -249,7 +254,7 @@ impl Term {
         loop {
             let next = election::released(&lease, Timestamp::now());
             let parameters = PostParams::default();
-            match timeout(timing.attempt() / 3, api.replace(name, &parameters, &next)).await {
+            match timeout(RELEASE_ATTEMPT, api.replace(name, &parameters, &next)).await {
                 Ok(Ok(_)) => return Ok(()),
                 // A renewal was cut off half-way: its write counts if it arrived.
                 Ok(Err(kube::Error::Api(status))) if status.code == 409 => match api.get_opt(name).await? {

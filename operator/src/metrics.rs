@@ -140,6 +140,7 @@ impl Lease {
 #[derive(Debug)]
 pub struct Reconciles {
     duration: Family<ReconcileLabels, Histogram, fn() -> Histogram>,
+    refused: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -159,7 +160,18 @@ impl Reconciles {
             Unit::Seconds,
             duration.clone(),
         );
-        Reconciles { duration }
+        let refused = Counter::default();
+        registry.register(
+            "plans_refused",
+            "Plans that were not executed because they would have broken an invariant",
+            refused.clone(),
+        );
+        Reconciles { duration, refused }
+    }
+
+    /// A plan was not executed because it would have broken an invariant.
+    pub fn refused(&self) {
+        self.refused.inc();
     }
 
     /// A turn of `controller` took so long. `failure` is the class of the error that ended it, if one did.
@@ -210,6 +222,7 @@ pub struct Tenants {
     /// By UID: what was last counted, so that it can be taken back.
     known: Mutex<HashMap<String, Vec<Fact>>>,
     total: Gauge,
+    orphans: Gauge,
     by_status: Family<StatusLabels, Gauge>,
     by_reason: Family<ReasonLabels, Gauge>,
 }
@@ -231,10 +244,16 @@ impl Tenants {
         let tenants = Tenants {
             known: Mutex::default(),
             total: Gauge::default(),
+            orphans: Gauge::default(),
             by_status: Family::default(),
             by_reason: Family::default(),
         };
         registry.register("tenants", "TenantClusters that this process looks after", tenants.total.clone());
+        registry.register(
+            "orphaned_control_planes",
+            "Control-plane namespaces whose TenantCluster is gone",
+            tenants.orphans.clone(),
+        );
         registry.register(
             "tenant_conditions",
             "TenantClusters by condition and its status",
@@ -259,6 +278,11 @@ impl Tenants {
         let former = known.insert(uid.to_owned(), facts);
         self.add(&former.unwrap_or_default(), -1);
         self.count(&known);
+    }
+
+    /// So many control planes have no TenantCluster.
+    pub fn orphaned(&self, count: usize) {
+        self.orphans.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// The tenant with this UID is gone.

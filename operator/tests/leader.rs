@@ -447,6 +447,7 @@ async fn an_outage_closes_every_gate_and_ends_with_one_leader() {
 struct Process {
     child: Child,
     address: String,
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Process {
@@ -457,7 +458,7 @@ impl Process {
         let name = name.to_owned();
         spawn_blocking(move || {
             let mut child = Command::new(env!("CARGO_BIN_EXE_kaas-operator"))
-                .args(["--listen=127.0.0.1:0", "--lease-name=process", "--log=off,kaas_operator::run=info"])
+                .args(["--listen=127.0.0.1:0", "--lease-name=process", "--log=info"])
                 .args(["--lease-duration=3s", "--namespace", NAMESPACE, "--identity", &name])
                 .env("KUBECONFIG", kubeconfig)
                 .env("MALLOC_ARENA_MAX", "2")
@@ -466,11 +467,14 @@ impl Process {
                 .unwrap();
             let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
             let started = lines.next().expect("a first line").unwrap();
-            // Read to the end, so that the pipe never fills.
-            std::thread::spawn(move || lines.for_each(drop));
+            let log = Arc::new(Mutex::new(vec![started.clone()]));
+            let kept = Arc::clone(&log);
+            std::thread::spawn(move || {
+                lines.map_while(Result::ok).for_each(|line| kept.lock().unwrap().push(line))
+            });
             let started: Value = serde_json::from_str(&started).unwrap();
             let address = started["address"].as_str().unwrap_or_else(|| panic!("{started}")).to_owned();
-            Process { child, address }
+            Process { child, address, log }
         })
         .await
         .unwrap()
@@ -513,6 +517,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}\n", self.log.lock().unwrap().join("\n"));
+        }
         // Gone already, where the test got that far.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -112,20 +112,21 @@ pub(super) fn take(site: &Site, sample: &Sample, requests: &[Event]) -> Result<T
         let of = |program: &'static str| {
             own().filter(move |process| process.program == program).map(|process| since(process.started))
         };
+        // Nothing of a pod is older than its sandbox.
+        let mut sandbox = own().map(|process| since(process.started));
         let log = |container: &str| site.log(&home, name, container);
         if name == "etcd-0" {
-            note("etcd: sandbox started", &mut of("pause"), false);
+            note("etcd: sandbox started", &mut sandbox, false);
             note("etcd: container started", &mut of("etcd"), false);
             let serves = first_line(&log("etcd")?, "ready to serve client requests");
             note("etcd: serves", &mut serves.map(since).into_iter(), false);
         } else if name.starts_with("kube-apiserver-") {
-            note("API server: sandbox started", &mut of("pause"), false);
+            note("API server: sandbox started", &mut sandbox, false);
             note("API server: container started", &mut of("kube-apiserver"), false);
             let listens = first_line(&log("kube-apiserver")?, "Serving securely on");
             note("API server: listens", &mut listens.map(since).into_iter(), false);
         } else {
-            let containers = own().filter(|process| process.program != "pause");
-            note("controllers: containers started", &mut containers.map(|process| since(process.started)), true);
+            note("controllers: containers started", &mut sandbox, true);
         }
     }
     Ok(line)

@@ -214,7 +214,7 @@ impl Load {
             changes: Mutex::default(),
         });
         let version = runtime
-            .block_on(timeout(ANSWER, shared.version()))
+            .block_on(async { timeout(ANSWER, shared.version()).await })
             .unwrap_or_else(|_| Err("no answer".to_owned()))
             .map_err(|error| Error::Invalid(format!("the load cannot begin: {error}")))?;
         let watch = runtime.spawn(Arc::clone(&shared).watch(version));

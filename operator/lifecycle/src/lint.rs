@@ -367,12 +367,12 @@ impl<'a> Lint<'a> {
     /// A pod outside of the tenant's deletion.
     fn delete_pod(&mut self, pod: &'a Pod) {
         let others = self.observed.pods_of(&pod.component).filter(|other| other.uid != pod.uid);
-        let away: Vec<&str> = others
-            .filter(|other| other.terminating || !other.ready)
-            .map(|other| other.name.as_str())
-            .collect();
-        // One that serves nobody takes nothing away.
-        if let (true, Some(other)) = (pod.ready && !pod.terminating, away.first()) {
+        let away: Vec<&str> =
+            others.filter(|other| other.terminating || !other.ready).map(|other| other.name.as_str()).collect();
+        // One that serves nobody takes nothing away; the pod of who is no member any more neither.
+        let serves = pod.ready && !pod.terminating;
+        let serves = serves && (pod.component != component::ETCD || self.members.votes(&pod.name));
+        if let (true, Some(other)) = (serves, away.first()) {
             self.breach(Invariant::Budget, format!("{other} is away already"));
         }
         let deleted = self.pods_deleted.entry(&pod.component).or_default();

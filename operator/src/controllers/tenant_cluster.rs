@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::stream::{self, Stream, StreamExt};
 use jiff::Timestamp;
 use kaas_crds::{TenantCluster, name};
+use kaas_lifecycle::lint;
 use kaas_lifecycle::object::Kind;
 use kaas_lifecycle::plan::{Plan, plan};
 use kaas_lifecycle::report::{self, Failure};
@@ -19,9 +20,10 @@ use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::{Instrument, debug, warn};
+use tracing::{Instrument, debug, error, warn};
 
 use super::kubernetes_release::{self, Catalogue};
+use super::orphan;
 use crate::class::Class;
 use crate::cluster::resource;
 use crate::execute::{Lifetimes, Tools, execute};
@@ -150,7 +152,8 @@ pub(super) async fn run(context: &Context, catalogue: Catalogue) {
         .reconcile_on(stream::select_all(WAKING.map(|kind| changes(client, kind).boxed())))
         .reconcile_all_on(catalogue.changes())
         .graceful_shutdown_on(context.stop.clone().cancelled_owned());
-    let usage = kubernetes_release::keep_usage(context.clone(), reader, catalogue.clone(), world.clone());
+    let usage = kubernetes_release::keep_usage(context.clone(), reader.clone(), catalogue.clone(), world.clone());
+    let orphans = orphan::report(context.clone(), reader);
     let turns = controller.run(reconcile, back_off, world).for_each(|turn| async {
         if let Err(error) = turn {
             debug!(%error, "turn ended");
@@ -159,6 +162,7 @@ pub(super) async fn run(context: &Context, catalogue: Catalogue) {
     tokio::select! {
         () = turns => {}
         () = usage => {}
+        () = orphans => {}
     }
 }
 
@@ -252,6 +256,13 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
         };
         world.note_version(uid, Some(&observed.cluster.spec.version));
         let plan = plan(&observed);
+        if let Some(refusal) = lint::refusal(&lint::check(&observed, &plan)) {
+            error!(message = refusal.message, "plan refused; this is a defect of the operator");
+            context.metrics.reconciles.refused();
+            let status = report::derive(&observed, &plan, Some(&refusal));
+            publish(&tools, &world.recorder, &observed, &status).await?;
+            return Ok(Action::requeue(BACK_OFF.1));
+        }
         let outcome = execute(&tools, &plan, &observed, &mut keyring).await;
         debug!(
             pass,

@@ -22,9 +22,15 @@ pub fn picture(record: &Record, scope: &Scope) -> Picture {
         .get(&("Service", "kube-apiserver".to_owned()))
         .and_then(|service| service.pointer("/spec/ports/0/nodePort")?.as_u64());
     let authority = inside.get(&("Secret", "authority".to_owned()));
-    let eraser = Eraser { scope, port };
+    let beside = record.live(team);
+    let all = || inside.iter().chain(&beside);
+    let mut eraser = Eraser::new(scope, port);
+    for ((kind, name), object) in all() {
+        let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+        eraser.uids.push((uid.to_owned(), format!("UID of {kind} {}", eraser.text(name))));
+    }
     let mut picture = Picture::new();
-    for ((kind, name), object) in inside.iter().chain(&record.live(team)) {
+    for ((kind, name), object) in all() {
         let mut plain = (**object).clone();
         if *kind == "Secret" {
             plain["data"] = secret(object, authority.map(|found| &**found));
@@ -38,7 +44,7 @@ pub fn picture(record: &Record, scope: &Scope) -> Picture {
 
 /// The objects of a list inside the tenant.
 pub fn erase(scope: &Scope, port: Option<u64>, object: Value) -> String {
-    serde_json::to_string_pretty(&Eraser { scope, port }.object(object)).unwrap()
+    serde_json::to_string_pretty(&Eraser::new(scope, port).object(object)).unwrap()
 }
 
 /// Lines that differ.
@@ -124,9 +130,15 @@ fn certificate(pem: &str, authority: Option<&Value>) -> Value {
 struct Eraser<'a> {
     scope: &'a Scope,
     port: Option<u64>,
+    /// UIDs and what stands for them: who is meant must stay the same.
+    uids: Vec<(String, String)>,
 }
 
-impl Eraser<'_> {
+impl<'a> Eraser<'a> {
+    fn new(scope: &'a Scope, port: Option<u64>) -> Self {
+        Eraser { scope, port, uids: Vec::new() }
+    }
+
     fn object(&self, mut object: Value) -> Value {
         let generation = object.pointer("/metadata/generation").cloned();
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
@@ -171,6 +183,9 @@ impl Eraser<'_> {
             return "POD".into();
         }
         let mut text = text.replace(&self.scope.uid, "UID").replace(&self.scope.team, "TEAM");
+        if text.len() >= 36 {
+            self.uids.iter().for_each(|(uid, told)| text = text.replace(uid, told));
+        }
         if let Some(port) = self.port {
             text = text.replace(&format!(":{port}"), ":PORT");
         }
@@ -179,7 +194,7 @@ impl Eraser<'_> {
 }
 
 /// Hashes cover the tenant's identity: each run of twelve or more hexadecimal digits is one.
-fn without_hashes(text: &str) -> String {
+pub fn without_hashes(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut run = String::new();
     for character in text.chars().map(Some).chain([None]) {

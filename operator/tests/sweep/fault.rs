@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::equal::without_hashes;
+
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What goes wrong at one write.
@@ -387,7 +389,7 @@ impl Wire {
         };
         let place =
             if path.contains(&format!("/namespaces/{}/", self.scope.team)) { " of the team" } else { "" };
-        format!("{verb} {}{place}", text.replace(&self.scope.uid, "UID"))
+        format!("{verb} {}{place}", without_hashes(&text.replace(&self.scope.uid, "UID")))
     }
 
     async fn die<T>(&self) -> T {

@@ -95,6 +95,9 @@ async fn every_fault_at_every_write_ends_in_the_same_world() {
             for (operation, strike) in plan {
                 let outcome = life.perform(operation, strike, measures).await;
                 let stop = outcome.wrong.is_some();
+                if let (Ok(_), Some(wrong)) = (std::env::var("SWEEP_TELL"), &outcome.wrong) {
+                    tell(&format!("{} {:?} {wrong}", outcome.operation, outcome.strike.as_ref().map(ToString::to_string)));
+                }
                 outcomes.push(outcome);
                 if stop {
                     break;

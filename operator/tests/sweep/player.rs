@@ -295,25 +295,16 @@ impl Player {
 
 /// Whether everything is there that a kubelet mounts or reads before it starts containers.
 fn mountable(pod: &Value, live: &Live) -> bool {
-    let mut wanted: Vec<Key> = Vec::new();
-    let mut note = |source: &Value| {
-        for (kind, part, field) in [
-            ("Secret", "secret", "name"),
-            ("Secret", "secret", "secretName"),
-            ("ConfigMap", "configMap", "name"),
-        ] {
-            wanted.extend(source[part][field].as_str().map(|name| (kind, name.to_owned())));
-        }
-    };
-    for volume in pod["spec"]["volumes"].as_array().into_iter().flatten() {
-        note(volume);
-        volume["projected"]["sources"].as_array().into_iter().flatten().for_each(&mut note);
-    }
-    for container in pod["spec"]["containers"].as_array().into_iter().flatten() {
-        for variable in container["env"].as_array().into_iter().flatten() {
-            let name = variable["valueFrom"]["configMapKeyRef"]["name"].as_str();
-            wanted.extend(name.map(|name| ("ConfigMap", name.to_owned())));
-        }
-    }
-    wanted.iter().all(|key| live.contains_key(key))
+    let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+    let projected = volumes.flat_map(|volume| {
+        volume["projected"]["sources"].as_array().into_iter().flatten().chain([volume])
+    });
+    let sources = projected.flat_map(|source| [("Secret", &source["secret"]), ("ConfigMap", &source["configMap"])]);
+    let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
+    let variables = containers.flat_map(|container| container["env"].as_array().into_iter().flatten());
+    let variables = variables.map(|variable| ("ConfigMap", &variable["valueFrom"]["configMapKeyRef"]));
+    sources.chain(variables).filter(|(_, source)| source["optional"] != true).all(|(kind, source)| {
+        let name = source["name"].as_str().or(source["secretName"].as_str());
+        name.is_none_or(|name| live.contains_key(&(kind, name.to_owned())))
+    })
 }

@@ -12,7 +12,7 @@ const CLAIM: &str = "data-";
 
 /// The members, as far as they were heard.
 pub(super) struct Members {
-    /// `None` when etcd did not answer.
+    /// `None` when etcd did not answer, or without a leader: then its list of members may be an old one.
     known: Option<Vec<Member>>,
     /// Whether data outlives a pod.
     persistent: bool,
@@ -26,12 +26,18 @@ struct Member {
     healthy: bool,
 }
 
-const UNHEARD: &str = "etcd was not heard";
+const UNHEARD: &str = "no leader of etcd was heard";
 
 impl Members {
     pub(super) fn of(observed: &Observed) -> Self {
-        let members = observed.etcd.as_ref().map(|etcd| etcd.members.iter().map(member).collect());
+        let led = observed.etcd.as_ref().filter(|etcd| etcd.leader != 0);
+        let members = led.map(|etcd| etcd.members.iter().map(member).collect());
         Members { known: members, persistent: observed.cluster.spec.etcd.storage.persistent.is_some() }
+    }
+
+    /// Whether the pod is that of a voter, as far as is known.
+    pub(super) fn votes(&self, pod: &str) -> bool {
+        self.known.as_ref().is_none_or(|members| members.iter().any(|member| member.voter && member.name == pod))
     }
 
     /// An order to etcd.
