@@ -28,8 +28,8 @@ e2e: bootstrap ## The flows alone; KAAS_KUBECONFIG=... runs them on a cluster th
 soak: bootstrap ## All flows, the long ones too (about half an hour)
 	@$(local) soak
 
-bench: bootstrap ## Measure on a local cluster of its own; raw samples are kept
-	@$(local) bench
+bench: bootstrap ## Measure on a local cluster of its own, for example ARGS='--quick'; raw samples are kept
+	@$(local) bench $(ARGS)
 
 fmt: ## Format all Rust code
 	@cargo fmt --all

@@ -193,6 +193,19 @@ impl Cluster {
         Ok(identity)
     }
 
+    /// Imports another build of the operator; the next install takes it. Returns the one before, for the way back.
+    pub(crate) fn import_operator(
+        &mut self,
+        program: &Path,
+        cache: &Cache,
+    ) -> Result<Option<String>, Error> {
+        let tag = crate::digest::short(&crate::digest::of_file(program)?, 12);
+        let images = Image::all(&self.toolbox, Some((program, &tag)))?;
+        let namespaces = Namespaces::of(&self.state);
+        Runtime { toolbox: &self.toolbox, mount: namespaces.mount() }.import(&images, cache)?;
+        Ok(self.operator_tag.replace(tag))
+    }
+
     fn log_of(&self, daemon: &str) -> PathBuf {
         self.state.log().join(format!("{daemon}.log"))
     }

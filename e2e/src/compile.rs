@@ -191,6 +191,24 @@ fn build_component(
 }
 
 fn build_operator(repository: &Repository, cache: &Cache) -> Result<PathBuf, Error> {
+    build_variant(repository, cache, "kaas-operator", &[])
+}
+
+/// The operator as a later version would be: one flag more in what it renders.
+///
+/// # Errors
+/// [`Error::Build`] and what the cache can raise.
+pub(crate) fn build_next_operator(repository: &Repository, cache: &Cache) -> Result<PathBuf, Error> {
+    build_variant(repository, cache, "kaas-operator-next", &["--features", "next-rendering"])
+}
+
+/// Builds the operator and puts it into the cache under a title of its own.
+fn build_variant(
+    repository: &Repository,
+    cache: &Cache,
+    title: &str,
+    features: &[&str],
+) -> Result<PathBuf, Error> {
     let name = "kaas-operator";
     // Two clones share the target directory: the binary is taken away before the lock is released.
     let _lock = Lock::exclusive(&cache.locks().join(name), BUILD_DEADLINE)?;
@@ -198,18 +216,19 @@ fn build_operator(repository: &Repository, cache: &Cache) -> Result<PathBuf, Err
     command
         .current_dir(repository.root())
         .args(["build", "--release", "--package", name, "--bin", name])
+        .args(features)
         .env("CARGO_TARGET_DIR", cache.target());
-    let seconds = run_build(name, name, command, cache)?;
+    let seconds = run_build(title, title, command, cache)?;
     let built = cache.target().join("release").join(name);
     let digest = digest::of_file(&built)?;
-    let directory = cache.binaries().join(format!("{name}-{}", digest::short(&digest, 16)));
+    let directory = cache.binaries().join(format!("{title}-{}", digest::short(&digest, 16)));
     let program = directory.join(name);
     if digest::of_file(&program).ok().as_deref() != Some(digest.as_str()) {
         std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
         let copy = directory.join(".copy");
         std::fs::copy(&built, &copy).map_err(Error::io("copy", &built))?;
         std::fs::rename(&copy, &program).map_err(Error::io("create", &program))?;
-        say(format!("  built {name} in {seconds} s"));
+        say(format!("  built {title} in {seconds} s"));
         crate::cache::prune(cache);
     }
     crate::cache::touch(&directory);

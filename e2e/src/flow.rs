@@ -117,11 +117,7 @@ const FLOWS: &[Flow] = &[
         local_only: Some(BELOW),
         run: chaos::the_operator_is_replaced,
     },
-    Flow {
-        name: "etcd scales 1 -> 3 -> 1 under load",
-        local_only: Some(UNREACHABLE),
-        run: scale::members,
-    },
+    Flow { name: "etcd scales 1 -> 3 -> 1 under load", local_only: Some(UNREACHABLE), run: scale::members },
     Flow {
         name: "at rest the operator writes nothing",
         local_only: Some("it reads the API server's audit log"),
@@ -132,11 +128,7 @@ const FLOWS: &[Flow] = &[
 
 /// What takes longer than a person waits for a test run.
 const LONG: &[Flow] = &[
-    Flow {
-        name: "three members lose their leader",
-        local_only: Some(BELOW),
-        run: chaos::a_leader_is_lost,
-    },
+    Flow { name: "three members lose their leader", local_only: Some(BELOW), run: chaos::a_leader_is_lost },
     Flow {
         name: "etcd scales 1 -> 3 -> 5 -> 3 -> 1 under load",
         local_only: Some(UNREACHABLE),
@@ -369,7 +361,9 @@ impl Stage {
 impl Stage {
     /// The local cluster; flows that need it run on one only.
     fn ground(&self) -> Result<&Ground, Error> {
-        self.ground.as_ref().ok_or_else(|| Error::Invalid("this flow runs on a local cluster only".to_owned()))
+        self.ground
+            .as_ref()
+            .ok_or_else(|| Error::Invalid("this flow runs on a local cluster only".to_owned()))
     }
 
     /// Changes a tenant's spec by a merge patch.

@@ -256,14 +256,19 @@ impl Term {
             let parameters = PostParams::default();
             match timeout(RELEASE_ATTEMPT, api.replace(name, &parameters, &next)).await {
                 Ok(Ok(_)) => return Ok(()),
-                // A renewal was cut off half-way: its write counts if it arrived.
-                Ok(Err(kube::Error::Api(status))) if status.code == 409 => match api.get_opt(name).await? {
-                    Some(now) if election::holder(&now) == Some(identity) => lease = now,
-                    _ => return Ok(()),
-                },
                 Ok(Err(kube::Error::Api(status))) if status.code == 404 => return Ok(()),
-                Ok(Err(refused @ kube::Error::Api(_))) => return Err(refused),
-                // The connection broke or hung: the next one may not. If this write did arrive, that is seen then.
+                // A renewal or a release was cut off half-way: its write counts if it arrived.
+                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
+                    match timeout(RELEASE_ATTEMPT, api.get_opt(name)).await {
+                        Ok(Ok(Some(now))) if election::holder(&now) == Some(identity) => lease = now,
+                        Ok(Ok(_)) => return Ok(()),
+                        Ok(Err(_)) | Err(_) => sleep(timing.retry()).await,
+                    }
+                }
+                Ok(Err(kube::Error::Api(status))) if status.code < 500 && status.code != 429 => {
+                    return Err(kube::Error::Api(status));
+                }
+                // Overload, a restart, a connection that broke or hung: the next attempt may fare better.
                 Ok(Err(_)) | Err(_) => sleep(timing.retry()).await,
             }
         }

@@ -1,4 +1,4 @@
-//! Publishing: the report goes to status by server-side apply, to events on transitions, to metrics by reason.
+//! Publishing: the report goes to status as a whole, to events on transitions, to metrics by reason.
 //!
 //! What is already written is not written again.
 
@@ -7,9 +7,8 @@ use kaas_crds::condition::{ConditionType, Reason};
 use kaas_crds::{TenantCluster, TenantClusterStatus, name};
 use kaas_lifecycle::observed::Observed;
 use kaas_lifecycle::report;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, PostParams};
 use kube::runtime::events::{Event, EventType, Recorder};
-use serde_json::json;
 
 use crate::class::{Class, classify};
 use crate::cluster::{DEADLINE, within};
@@ -52,18 +51,11 @@ pub(crate) async fn publish(
     }
     tools.gate.check().map_err(|_| Error::NotLeading)?;
     let clusters: Api<TenantCluster> = Api::namespaced(tools.client.clone(), &tenant.namespace);
-    let patch = json!({
-        "apiVersion": "kaas.dev/v1alpha1",
-        "kind": "TenantCluster",
-        "metadata": {
-            "name": tenant.name,
-            "uid": tenant.uid,
-            "resourceVersion": observed.cluster.metadata.resource_version,
-        },
-        "status": status,
-    });
-    let params = PatchParams::apply(name::FIELD_MANAGER).force();
-    let written = within(DEADLINE, clusters.patch_status(&tenant.name, &params, &Patch::Apply(&patch))).await;
+    // Replaced as a whole, with the resourceVersion that was read: status is the operator's alone, and an apply would
+    // leave a field that somebody else set and we do not.
+    let whole = TenantCluster { status: Some(status.clone()), ..observed.cluster.clone() };
+    let params = PostParams { field_manager: Some(name::FIELD_MANAGER.into()), ..PostParams::default() };
+    let written = within(DEADLINE, clusters.replace_status(&tenant.name, &params, &whole)).await;
     tools.metrics.writes.count(
         "TenantCluster",
         "status",

@@ -30,7 +30,7 @@ use crate::terminal::say;
 use crate::wait;
 
 /// Tenants under way at a time.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 4;
 /// Until what was freed is given back and nothing is under way.
 const REST: Duration = Duration::from_secs(30);
 /// Processor time at rest is taken over so long: several rounds of probes.
@@ -78,6 +78,7 @@ pub(super) fn measure(
         etcd: Behind::clear(etcd_address),
         node,
         runtime: runtime.handle().clone(),
+        turn: Mutex::default(),
     };
     player.prepare()?;
     let running = start_operator(operator, &management, &node.to_string(), directory.path())?;
@@ -85,6 +86,7 @@ pub(super) fn measure(
     management.kubectl().await_object("the operator to lead", &lease, PATIENCE, |_| Ok(()))?;
 
     let empty = look(0, &running, results)?;
+    let (mut before, mut there) = (empty, 0);
     let mut tenants: Vec<Tenant> = Vec::new();
     let begun = Instant::now();
     for goal in steps(count) {
@@ -98,6 +100,12 @@ pub(super) fn measure(
             true => figure.at_most(Of::Max, MIB_PER_TENANT),
             false => figure,
         })?;
+        if there > 0 {
+            let each = (found - before) / (goal - there) as f64;
+            let title = format!("  each of the last {} adds", goal - there);
+            results.add(Figure::new(title, Unit::Mebibytes, vec![each]))?;
+        }
+        (before, there) = (found, goal);
     }
     // The operator before what it talks to.
     drop(running);

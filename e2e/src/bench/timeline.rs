@@ -31,6 +31,7 @@ pub(super) const MILESTONES: &[&str] = &[
     "etcd: sandbox started",
     "etcd: container started",
     "etcd: serves",
+    "API server: last dial of etcd that failed",
     "API server: listens",
     "API server: pod is Ready",
     "API server: in the Service",
@@ -123,7 +124,10 @@ pub(super) fn take(site: &Site, sample: &Sample, requests: &[Event]) -> Result<T
         } else if name.starts_with("kube-apiserver-") {
             note("API server: sandbox started", &mut sandbox, false);
             note("API server: container started", &mut of("kube-apiserver"), false);
-            let listens = first_line(&log("kube-apiserver")?, "Serving securely on");
+            let log = log("kube-apiserver")?;
+            let failed = log.lines().rev().find_map(|line| first_line(line, "createTransport failed"));
+            note("API server: last dial of etcd that failed", &mut failed.map(since).into_iter(), false);
+            let listens = first_line(&log, "Serving securely on");
             note("API server: listens", &mut listens.map(since).into_iter(), false);
         } else {
             note("controllers: containers started", &mut sandbox, true);

@@ -22,7 +22,14 @@ pub(super) fn forged_facts_lead_nowhere(stage: &Stage) -> Result<(), Error> {
     let result = play(stage);
     let delete = ["delete", "namespace", TEAM, "--ignore-not-found", "--wait=false"];
     // The tenants first: their finalizers hold the namespace until the operator is done.
-    let _ = stage.kubectl.run(&["--namespace", TEAM, "delete", "tenantclusters.kaas.dev", "--all", "--wait=false"]);
+    let _ = stage.kubectl.run(&[
+        "--namespace",
+        TEAM,
+        "delete",
+        "tenantclusters.kaas.dev",
+        "--all",
+        "--wait=false",
+    ]);
     let _ = stage.kubectl.run(&delete);
     result
 }
@@ -52,7 +59,9 @@ fn play(stage: &Stage) -> Result<(), Error> {
     forge_status(stage, &victim, &endpoint)?;
     let kept = secret_uid(stage)?;
     leave(stage)?;
-    claim(secret_uid(stage)? == kept, || "the Secret of the same name went with the TenantCluster".to_owned())?;
+    claim(secret_uid(stage)? == kept, || {
+        "the Secret of the same name went with the TenantCluster".to_owned()
+    })?;
     let bait = stage.kubectl.run(&["--namespace", TEAM, "get", "configmap", "bait", "--output", "name"])?;
     claim(!bait.trim().is_empty(), || "a ConfigMap with forged labels was taken away".to_owned())?;
     let after = belongings(stage, &home)?;
@@ -74,7 +83,13 @@ fn belongings(stage: &Stage, home: &str) -> Result<Vec<String>, Error> {
         read(home, "pods,persistentvolumeclaims,statefulsets,deployments", uids)?,
         read(NAMESPACE, "secrets", versions)?,
         read(NAMESPACE, "tenantclusters.kaas.dev", uids)?,
-        stage.kubectl.run(&["get", "namespace", home, "--output", "jsonpath={.metadata.uid} {.metadata.labels}"])?,
+        stage.kubectl.run(&[
+            "get",
+            "namespace",
+            home,
+            "--output",
+            "jsonpath={.metadata.uid} {.metadata.labels}",
+        ])?,
     ];
     Ok(texts.iter().flat_map(|text| text.lines()).map(str::to_owned).collect())
 }
@@ -108,10 +123,13 @@ fn enter(stage: &Stage) -> Result<(), Error> {
 fn may(stage: &Stage, namespace: &str, verb: &str, resource: &str) -> Result<bool, Error> {
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
     let subresource = format!("--subresource={subresource}");
-    match stage.kubectl.run(&[USER, "--namespace", namespace, "auth", "can-i", verb, resource, &subresource]) {
+    match stage.kubectl.run(&[USER, "--namespace", namespace, "auth", "can-i", verb, resource, &subresource])
+    {
         Ok(_) => Ok(true),
         // The question was answered. Any other failure says nothing about rights.
-        Err(Error::Command { output, .. }) if output.lines().any(|line| line.split(' ').next() == Some("no")) => {
+        Err(Error::Command { output, .. })
+            if output.lines().any(|line| line.split(' ').next() == Some("no")) =>
+        {
             Ok(false)
         }
         Err(error) => Err(error),
@@ -141,7 +159,9 @@ fn ask(stage: &Stage, home: &str) -> Result<(), Error> {
         (TEAM, "create", "kubernetesreleases.kaas.dev"),
         (TEAM, "create", "namespaces"),
     ] {
-        claim(!may(stage, namespace, verb, resource)?, || format!("mallory may {verb} {resource} in {namespace}"))?;
+        claim(!may(stage, namespace, verb, resource)?, || {
+            format!("mallory may {verb} {resource} in {namespace}")
+        })?;
     }
     // Said by the authorizer, and done by nobody.
     let read = stage.kubectl.run(&[USER, "--namespace", home, "get", "secret", "authority"]);
@@ -240,7 +260,11 @@ fn await_mine(
     stage.kubectl.await_object(&format!("TenantCluster {TEAM}/{name} {what}"), &args, SOON * 2, accept)
 }
 
-fn reason_of(kind: &'static str, status: &'static str, reason: &'static str) -> impl Fn(&Value) -> Result<(), String> {
+fn reason_of(
+    kind: &'static str,
+    status: &'static str,
+    reason: &'static str,
+) -> impl Fn(&Value) -> Result<(), String> {
     move |object| {
         let conditions = at(object, "/status/conditions").as_array().cloned().unwrap_or_default();
         let found = conditions.iter().find(|condition| at(condition, "/type") == kind);
@@ -261,7 +285,9 @@ fn thief_gets_nothing(stage: &Stage, victim: &Value) -> Result<(), Error> {
         }
     };
     let thief = await_mine(stage, THIEF, "to hear that its port is taken", told)?;
-    claim(condition(&thief, "Ready") != Some("True"), || "a tenant is Ready through another's port".to_owned())?;
+    claim(condition(&thief, "Ready") != Some("True"), || {
+        "a tenant is Ready through another's port".to_owned()
+    })?;
     claim(at(&thief, "/status/controlPlaneEndpoint") != at(victim, "/status/controlPlaneEndpoint"), || {
         format!("its status names the victim's endpoint {}", at(&thief, "/status/controlPlaneEndpoint"))
     })
@@ -270,11 +296,21 @@ fn thief_gets_nothing(stage: &Stage, victim: &Value) -> Result<(), Error> {
 /// Written by the platform's administrator, because the forger cannot: the operator puts the truth back.
 fn forge_status(stage: &Stage, victim: &Value, endpoint: &Value) -> Result<(), Error> {
     let patch = json!({"status": forged_status(victim)}).to_string();
-    let what = ["patch", "tenantclusters.kaas.dev", FORGED, "--subresource=status", "--type=merge", "--patch", &patch];
+    let what = [
+        "patch",
+        "tenantclusters.kaas.dev",
+        FORGED,
+        "--subresource=status",
+        "--type=merge",
+        "--patch",
+        &patch,
+    ];
     stage.kubectl.run(&[&["--namespace", TEAM], what.as_slice()].concat())?;
     let truth = |object: &Value| {
         let reference = at(object, "/status/kubeconfigSecretRef/name");
-        match at(object, "/status/controlPlaneEndpoint") == endpoint && reference != &format!("{VICTIM}-kubeconfig") {
+        match at(object, "/status/controlPlaneEndpoint") == endpoint
+            && reference != &format!("{VICTIM}-kubeconfig")
+        {
             true => Ok(()),
             false => Err(format!("status: {}", at(object, "/status"))),
         }

@@ -335,7 +335,12 @@ impl Shared {
         timeout(CONNECT, self.connect(client)).await.unwrap_or_else(|_| Err("connect: no answer".to_owned()))
     }
 
-    fn request(&self, method: &Method, path: &str, body: Option<&Value>) -> Result<Request<Full<Bytes>>, String> {
+    fn request(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Request<Full<Bytes>>, String> {
         let address = locked(&self.target).address;
         let body = Full::new(Bytes::from(body.map(Value::to_string).unwrap_or_default()));
         Request::builder()
@@ -473,7 +478,8 @@ impl Shared {
         count.requests += 1;
         match result {
             Ok(()) => {
-                count.gap = count.gap.max(count.last.map(|last| now.duration_since(last)).unwrap_or_default());
+                count.gap =
+                    count.gap.max(count.last.map(|last| now.duration_since(last)).unwrap_or_default());
                 count.last = Some(now);
                 if let Some(outage) = count.outages.last_mut() {
                     outage.end.get_or_insert(now);
@@ -587,11 +593,7 @@ mod tests {
 
     #[test]
     fn events_are_told_and_move_the_version() {
-        let target = Target {
-            address: ([127, 0, 0, 1], 1).into(),
-            plain: config(),
-            multiplexed: config(),
-        };
+        let target = Target { address: ([127, 0, 0, 1], 1).into(), plain: config(), multiplexed: config() };
         let shared = Shared {
             target: Mutex::new(Arc::new(target)),
             run: "x".into(),
@@ -602,7 +604,8 @@ mod tests {
         };
         let mut version = "1".to_owned();
         let event = |kind: &str, version: &str| {
-            json!({"type": kind, "object": {"metadata": {"name": "a", "resourceVersion": version}}}).to_string()
+            json!({"type": kind, "object": {"metadata": {"name": "a", "resourceVersion": version}}})
+                .to_string()
         };
         shared.hear(event("ADDED", "2").as_bytes(), &mut version).unwrap();
         shared.hear(event("BOOKMARK", "9").as_bytes(), &mut version).unwrap();
@@ -613,7 +616,8 @@ mod tests {
 
     fn config() -> Arc<ClientConfig> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let builder =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         Arc::new(builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth())
     }
 }

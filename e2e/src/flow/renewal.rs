@@ -86,7 +86,9 @@ fn certificates(stage: &Stage) -> Result<BTreeMap<String, Certificate>, Error> {
     for secret in at(&secrets, "/items").as_array().into_iter().flatten() {
         let name = at(secret, "/metadata/name").as_str().unwrap_or_default();
         // The authorities live for years.
-        for (key, text) in at(secret, "/data").as_object().into_iter().flatten().filter(|_| name != "authority") {
+        for (key, text) in
+            at(secret, "/data").as_object().into_iter().flatten().filter(|_| name != "authority")
+        {
             if key.ends_with(".crt") {
                 found.insert(format!("{name}/{key}"), parse(text)?);
             }
@@ -101,7 +103,8 @@ fn certificates(stage: &Stage) -> Result<BTreeMap<String, Certificate>, Error> {
 
 fn parse(base64: &Value) -> Result<Certificate, Error> {
     use base64::Engine;
-    let bytes = base64::prelude::BASE64_STANDARD.decode(base64.as_str().unwrap_or_default()).unwrap_or_default();
+    let bytes =
+        base64::prelude::BASE64_STANDARD.decode(base64.as_str().unwrap_or_default()).unwrap_or_default();
     Ok(Certificate::parse(&String::from_utf8_lossy(&bytes))?)
 }
 
@@ -116,7 +119,8 @@ pub(super) fn containers_of(stage: &Stage, name: &str) -> Result<BTreeMap<String
     let mut found = BTreeMap::new();
     for pod in at(&pods, "/items").as_array().into_iter().flatten() {
         for container in at(pod, "/status/containerStatuses").as_array().into_iter().flatten() {
-            let text = |object: &Value, field: &str| at(object, field).as_str().unwrap_or_default().to_owned();
+            let text =
+                |object: &Value, field: &str| at(object, field).as_str().unwrap_or_default().to_owned();
             let (pod, uid) = (text(pod, "/metadata/name"), text(pod, "/metadata/uid"));
             let restarts = at(container, "/restartCount").as_i64().unwrap_or(0);
             found.insert(format!("{pod}/{} {uid}", text(container, "/name")), restarts);

@@ -61,14 +61,21 @@ fn walk_of(stage: &Stage, name: &str, steps: &[usize]) -> Result<(), Error> {
         })?;
         let after = membership(stage, name)?;
         claim(after.voters == names(*wanted) && after.learners == 0, || {
-            format!("{wanted} members were asked for, there are {:?} and {} learners", after.voters, after.learners)
+            format!(
+                "{wanted} members were asked for, there are {:?} and {} learners",
+                after.voters, after.learners
+            )
         })?;
         claim(after.cluster == before.cluster, || {
             format!("cluster {} became cluster {}: the data was made anew", before.cluster, after.cluster)
         })?;
         let read = kubectl.run(&["get", "configmap", &mark, "--output", "jsonpath={.data.members}"])?;
         claim(read == "known", || format!("what was written before the step reads `{read}` after it"))?;
-        if before.voters.len() == 1 { noticed_for_a_moment(&outcome)? } else { nothing_failed(&outcome)? };
+        if before.voters.len() == 1 {
+            noticed_for_a_moment(&outcome)?
+        } else {
+            nothing_failed(&outcome)?
+        };
         before = after;
     }
     Ok(())
@@ -115,7 +122,8 @@ pub(super) fn etcdctl(stage: &Stage, name: &str, args: &[&str]) -> Result<Value,
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let pod = ["--namespace", &home, "exec", "etcd-0", "--", "etcdctl"];
     let text = stage.kubectl.run(&[&pod, flags.as_slice(), args].concat())?;
-    serde_json::from_str(&text).map_err(|error| Error::Invalid(format!("etcdctl {}: {error}", args.join(" "))))
+    serde_json::from_str(&text)
+        .map_err(|error| Error::Invalid(format!("etcdctl {}: {error}", args.join(" "))))
 }
 
 /// As many pods of a component as asked for, all ready, and none that still ends.
@@ -165,7 +173,9 @@ pub(super) fn under_load_of(
 }
 
 pub(super) fn nothing_failed(outcome: &Outcome) -> Result<(), Error> {
-    claim(outcome.failures().is_empty(), || format!("requests failed: {}\n  {}", outcome.line(), outcome.details()))?;
+    claim(outcome.failures().is_empty(), || {
+        format!("requests failed: {}\n  {}", outcome.line(), outcome.details())
+    })?;
     claim(outcome.of(Client::Fresh).requests > 0, || "the load sent nothing".to_owned())?;
     no_change_is_lost(outcome)
 }

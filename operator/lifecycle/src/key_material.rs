@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kaas_crds::name::{self, component};
 use kaas_crds::tenant_cluster::EndpointType;
 use serde_json::{Value, json};
@@ -117,13 +117,15 @@ pub fn horizon(observed: &Observed) -> Option<(Timestamp, Timestamp)> {
     due.zip(end)
 }
 
-/// Leaves are renewed after two thirds of their life: a third remains to notice that it does not work.
+/// Certificates are valid from so long before they are made, for clocks that are behind.
+pub const BACKDATED: SignedDuration = SignedDuration::from_mins(5);
+
+/// Leaves are renewed after two thirds of their life, counted from when they were made: a third remains to notice that
+/// it does not work.
 fn renewal(certificate: &Certificate) -> Timestamp {
-    let life = certificate.not_after.duration_since(certificate.not_before);
-    certificate
-        .not_before
-        .checked_add(life.checked_mul(2).unwrap_or(life) / 3)
-        .unwrap_or(certificate.not_after)
+    let made = certificate.not_before.checked_add(BACKDATED).unwrap_or(certificate.not_before);
+    let life = certificate.not_after.duration_since(made);
+    made.checked_add(life.checked_mul(2).unwrap_or(life) / 3).unwrap_or(certificate.not_after)
 }
 
 /// A Secret of leaves: its name, its certificates and its further files.

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use futures::stream::{Stream, StreamExt};
 use kaas_crds::{KubernetesRelease, KubernetesReleaseSpec, KubernetesReleaseStatus, name};
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, PostParams};
 use kube::runtime::reflector::{Store, reflector, store};
 use kube::runtime::{WatchStreamExt, watcher};
-use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
@@ -136,13 +135,8 @@ async fn write(
     status: &KubernetesReleaseStatus,
 ) -> Result<(), kube::Error> {
     let own = release.metadata.name.as_deref().unwrap_or_default();
-    let patch = json!({
-        "apiVersion": "kaas.dev/v1alpha1",
-        "kind": "KubernetesRelease",
-        "metadata": {"name": own, "uid": release.metadata.uid, "resourceVersion": release.metadata.resource_version},
-        "status": status,
-    });
-    let params = PatchParams::apply(name::FIELD_MANAGER).force();
+    let whole = KubernetesRelease { status: Some(status.clone()), ..release.clone() };
+    let params = PostParams { field_manager: Some(name::FIELD_MANAGER.into()), ..PostParams::default() };
     let releases: Api<KubernetesRelease> = Api::all(context.client.clone());
-    within(DEADLINE, releases.patch_status(own, &params, &Patch::Apply(&patch))).await.map(drop)
+    within(DEADLINE, releases.replace_status(own, &params, &whole)).await.map(drop)
 }

@@ -104,3 +104,11 @@ fn sign(
     };
     authority.issue(&wanted, Validity::starting(now, lifetimes.leaf)).map_err(fail)
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn renewal_counts_with_the_backdating_that_issuance_does() {
+        assert_eq!(kaas_lifecycle::key_material::BACKDATED, kaas_pki::CLOCK_SKEW);
+    }
+}

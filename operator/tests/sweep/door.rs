@@ -15,7 +15,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// A server behind a door, and how to speak to it.
 #[derive(Clone)]
-pub struct Behind {
+pub(crate) struct Behind {
     address: SocketAddr,
     protocol: &'static str,
     /// Without one it is spoken to in the clear.
@@ -23,10 +23,10 @@ pub struct Behind {
 }
 
 /// Certificate, key, and authority of the clients, in PEM.
-pub struct Identity {
-    pub certificate: String,
-    pub key: String,
-    pub clients: String,
+pub(crate) struct Identity {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+    pub(crate) clients: String,
 }
 
 fn roots(pem: &str) -> RootCertStore {
@@ -43,7 +43,7 @@ fn chain(pem: &str) -> Vec<CertificateDer<'static>> {
 
 impl Behind {
     /// A server that asks for a client certificate.
-    pub fn tls(address: SocketAddr, protocol: &'static str, authority: &str, certificate: &str, key: &str) -> Self {
+    pub(crate) fn tls(address: SocketAddr, protocol: &'static str, authority: &str, certificate: &str, key: &str) -> Self {
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
         let builder = ClientConfig::builder().with_root_certificates(roots(authority));
         let mut config = builder.with_client_auth_cert(chain(certificate), key).unwrap();
@@ -52,7 +52,7 @@ impl Behind {
     }
 
     /// A server without TLS.
-    pub fn clear(address: SocketAddr, protocol: &'static str) -> Self {
+    pub(crate) fn clear(address: SocketAddr, protocol: &'static str) -> Self {
         Behind { address, protocol, config: None }
     }
 }
@@ -69,7 +69,7 @@ impl Identity {
 }
 
 /// An open door; dropped, it closes with all its connections.
-pub struct Door(AbortHandle);
+pub(crate) struct Door(AbortHandle);
 
 impl Drop for Door {
     fn drop(&mut self) {
@@ -79,7 +79,7 @@ impl Drop for Door {
 
 impl Door {
     /// Opens a door. The identity is asked for at each connection, as a server reads its mounted files again.
-    pub async fn open(
+    pub(crate) async fn open(
         address: SocketAddr,
         behind: Behind,
         identity: impl Fn() -> Option<Identity> + Send + 'static,

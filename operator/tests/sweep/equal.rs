@@ -12,10 +12,10 @@ use crate::player::entry;
 use crate::record::Record;
 
 /// A world as text, an object an entry.
-pub type Picture = BTreeMap<String, String>;
+pub(crate) type Picture = BTreeMap<String, String>;
 
 /// Everything of one tenant in the management cluster.
-pub fn picture(record: &Record, scope: &Scope) -> Picture {
+pub(crate) fn picture(record: &Record, scope: &Scope) -> Picture {
     let (home, team) = (scope.home(), &scope.team);
     let inside = record.live(&home);
     let port = inside
@@ -35,6 +35,10 @@ pub fn picture(record: &Record, scope: &Scope) -> Picture {
         if *kind == "Secret" {
             plain["data"] = secret(object, authority.map(|found| &**found));
         }
+        if let Some(history) = plain.pointer_mut("/status/history").and_then(Value::as_array_mut) {
+            // A roll is told only if a status was written in the midst of it, which is a matter of time.
+            history.retain(|entry| entry["type"] != "Roll");
+        }
         let plain = eraser.object(plain);
         let key = format!("{kind} {}", eraser.text(name));
         picture.insert(key, serde_json::to_string_pretty(&plain).unwrap());
@@ -43,12 +47,12 @@ pub fn picture(record: &Record, scope: &Scope) -> Picture {
 }
 
 /// The objects of a list inside the tenant.
-pub fn erase(scope: &Scope, port: Option<u64>, object: Value) -> String {
+pub(crate) fn erase(scope: &Scope, port: Option<u64>, object: Value) -> String {
     serde_json::to_string_pretty(&Eraser::new(scope, port).object(object)).unwrap()
 }
 
 /// Lines that differ.
-pub fn difference(wanted: &Picture, found: &Picture) -> String {
+pub(crate) fn difference(wanted: &Picture, found: &Picture) -> String {
     let mut lines = Vec::new();
     for (key, content) in wanted {
         match found.get(key) {
@@ -194,7 +198,7 @@ impl<'a> Eraser<'a> {
 }
 
 /// Hashes cover the tenant's identity: each run of twelve or more hexadecimal digits is one.
-pub fn without_hashes(text: &str) -> String {
+pub(crate) fn without_hashes(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut run = String::new();
     for character in text.chars().map(Some).chain([None]) {

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 /// Seen: 0.2 s on an idle machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-pub struct Etcd {
+pub(crate) struct Etcd {
     address: SocketAddr,
     pid: Pid,
     // Removed after the process has ended.
@@ -23,7 +23,7 @@ pub struct Etcd {
 
 impl Etcd {
     /// Starts it; blocks until it listens.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let toolbox = Toolbox::with(&["etcd"], &Repository::find().unwrap(), &Cache::find().unwrap()).unwrap();
         let program = toolbox.program("etcd").unwrap().to_owned();
         let directory = tempfile::Builder::new().prefix("kaas-sweep-").tempdir().unwrap();
@@ -63,7 +63,7 @@ impl Etcd {
         etcd
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 }

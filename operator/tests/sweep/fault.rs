@@ -21,7 +21,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What goes wrong at one write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The write is done; the operator dies before it hears so.
     Crash,
     /// The write is done and answered; the operator dies before its next request.
@@ -41,7 +41,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 8] = [
+    pub(crate) const ALL: [Fault; 8] = [
         Fault::Crash,
         Fault::CrashAnswered,
         Fault::ReplyLost,
@@ -55,7 +55,7 @@ impl Fault {
 
 /// Defects for the test of the test: what an operator would do that has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Planted {
+pub(crate) enum Planted {
     /// Writes carry no preconditions.
     Unconditional,
     /// The finalizer is never set.
@@ -64,10 +64,10 @@ pub enum Planted {
 
 /// One write of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Target {
-    pub what: String,
+pub(crate) struct Target {
+    pub(crate) what: String,
     /// How many of the same were before it.
-    pub earlier: usize,
+    pub(crate) earlier: usize,
 }
 
 impl fmt::Display for Target {
@@ -81,9 +81,9 @@ impl fmt::Display for Target {
 
 /// What goes wrong where.
 #[derive(Clone, Debug)]
-pub struct Strike {
-    pub target: Target,
-    pub fault: Fault,
+pub(crate) struct Strike {
+    pub(crate) target: Target,
+    pub(crate) fault: Fault,
 }
 
 impl fmt::Display for Strike {
@@ -94,14 +94,14 @@ impl fmt::Display for Strike {
 
 /// The one TenantCluster that the operator on this wire sees.
 #[derive(Clone, Debug)]
-pub struct Scope {
-    pub team: String,
-    pub cluster: String,
-    pub uid: String,
+pub(crate) struct Scope {
+    pub(crate) team: String,
+    pub(crate) cluster: String,
+    pub(crate) uid: String,
 }
 
 impl Scope {
-    pub fn home(&self) -> String {
+    pub(crate) fn home(&self) -> String {
         name::control_plane_namespace(&self.uid)
     }
 
@@ -120,14 +120,14 @@ impl Scope {
     }
 }
 
-pub struct Wire {
+pub(crate) struct Wire {
     base: Client,
     scope: Scope,
     strike: Option<Strike>,
     planted: Option<Planted>,
     state: Mutex<State>,
     /// Cancelled when the operator has to die.
-    pub dead: CancellationToken,
+    pub(crate) dead: CancellationToken,
     activity: watch::Sender<u64>,
 }
 
@@ -168,7 +168,7 @@ impl Drop for Flight<'_> {
 }
 
 impl Wire {
-    pub fn new(base: Client, scope: Scope, strike: Option<Strike>, planted: Option<Planted>) -> Arc<Self> {
+    pub(crate) fn new(base: Client, scope: Scope, strike: Option<Strike>, planted: Option<Planted>) -> Arc<Self> {
         Arc::new(Wire {
             base,
             scope,
@@ -181,27 +181,27 @@ impl Wire {
     }
 
     /// A client whose requests go through this wire.
-    pub fn client(self: &Arc<Self>) -> Client {
+    pub(crate) fn client(self: &Arc<Self>) -> Client {
         let wire = self.clone();
         Client::new(tower::service_fn(move |request| wire.clone().call(request)), "default")
     }
 
     /// All writes so far, those included that a fault replaced.
-    pub fn writes(&self) -> Vec<Target> {
+    pub(crate) fn writes(&self) -> Vec<Target> {
         self.state.lock().unwrap().writes.clone()
     }
 
-    pub fn fired(&self) -> bool {
+    pub(crate) fn fired(&self) -> bool {
         self.state.lock().unwrap().fired
     }
 
     /// Writes to objects of somebody else.
-    pub fn strayed(&self) -> Vec<String> {
+    pub(crate) fn strayed(&self) -> Vec<String> {
         self.state.lock().unwrap().strayed.clone()
     }
 
     /// Once nothing was asked for so long.
-    pub async fn quiet(&self, pause: std::time::Duration) {
+    pub(crate) async fn quiet(&self, pause: std::time::Duration) {
         let mut activity = self.activity.subscribe();
         loop {
             let changed = tokio::time::timeout(pause, activity.changed()).await;
@@ -212,7 +212,7 @@ impl Wire {
     }
 
     /// Lets the write arrive that was held back. Gives the answer's code, or `None` if none was held.
-    pub async fn deliver(&self) -> Option<u16> {
+    pub(crate) async fn deliver(&self) -> Option<u16> {
         let (parts, body) = self.state.lock().unwrap().held.take()?;
         let answer = self.base.send(Request::from_parts(parts, Body::from(body))).await.unwrap();
         Some(answer.status().as_u16())

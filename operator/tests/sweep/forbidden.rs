@@ -12,7 +12,7 @@ use crate::record::{Change, Key};
 const PASSING: [&str; 3] = ["PodDisruptionBudget", "Pod", "ControllerRevision"];
 
 /// Judges a whole life, in the order of the store.
-pub fn judge(log: &[Change], scope: &Scope) -> Vec<String> {
+pub(crate) fn judge(log: &[Change], scope: &Scope) -> Vec<String> {
     let mut judge = Judge::new(scope);
     log.iter().for_each(|change| judge.see(change));
     judge.found.into_iter().collect()

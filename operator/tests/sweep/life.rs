@@ -35,7 +35,7 @@ const CLUSTER: &str = "blue";
 
 /// What a user, or time, does to a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Operation {
+pub(crate) enum Operation {
     Creation,
     /// API servers from one to three.
     Growth,
@@ -59,7 +59,7 @@ impl fmt::Display for Operation {
 }
 
 impl Operation {
-    pub const ALL: [Operation; 5] = [
+    pub(crate) const ALL: [Operation; 5] = [
         Operation::Creation,
         Operation::Growth,
         Operation::Shrinking,
@@ -70,24 +70,24 @@ impl Operation {
 
 /// What one operation came to.
 #[derive(Clone, Debug)]
-pub struct Outcome {
-    pub operation: Operation,
-    pub strike: Option<Strike>,
+pub(crate) struct Outcome {
+    pub(crate) operation: Operation,
+    pub(crate) strike: Option<Strike>,
     /// Whether the write was reached that the strike waits for.
-    pub fired: bool,
-    pub took: Duration,
+    pub(crate) fired: bool,
+    pub(crate) took: Duration,
     /// Writes of the first operator.
-    pub writes: Vec<Target>,
+    pub(crate) writes: Vec<Target>,
     /// The world at its end.
-    pub picture: Picture,
+    pub(crate) picture: Picture,
     /// What is wrong with it.
-    pub wrong: Option<String>,
+    pub(crate) wrong: Option<String>,
 }
 
 /// What is expected of the end of each operation; unknown at first.
-pub type Measures = BTreeMap<Operation, Picture>;
+pub(crate) type Measures = BTreeMap<Operation, Picture>;
 
-pub struct Life {
+pub(crate) struct Life {
     world: Arc<World>,
     slot: Option<Slot>,
     scope: Scope,
@@ -113,7 +113,7 @@ enum End {
 
 impl Life {
     /// A tenant that asks for a cluster; no operator is there yet.
-    pub async fn begin(world: &Arc<World>, team: &str, planted: Option<Planted>) -> Self {
+    pub(crate) async fn begin(world: &Arc<World>, team: &str, planted: Option<Planted>) -> Self {
         let mut slot = world.slot().await;
         slot.runs += 1;
         clear(&slot.client).await;
@@ -149,12 +149,12 @@ impl Life {
         Life { world: world.clone(), slot: Some(slot), scope, player, planted, strayed: Vec::new(), aged }
     }
 
-    pub fn scope(&self) -> &Scope {
+    pub(crate) fn scope(&self) -> &Scope {
         &self.scope
     }
 
     /// One operation, disturbed as told.
-    pub async fn perform(
+    pub(crate) async fn perform(
         &mut self,
         operation: Operation,
         strike: Option<Strike>,
@@ -185,7 +185,7 @@ impl Life {
     }
 
     /// A creation whose operator dies at a write, and nobody goes on.
-    pub async fn half(&mut self, strike: Strike) -> bool {
+    pub(crate) async fn half(&mut self, strike: Strike) -> bool {
         self.ask(Operation::Creation).await;
         let wire = self.wire(Some(strike));
         let operator = self.world.operate(&wire);
@@ -223,7 +223,7 @@ impl Life {
     }
 
     /// What was seen in this life that may never be.
-    pub fn judge(&mut self) -> Vec<String> {
+    pub(crate) fn judge(&mut self) -> Vec<String> {
         let log = self.world.record.take_log(&[&self.scope.home(), &self.scope.team]);
         let mut found = forbidden::judge(&log, &self.scope);
         found.extend(

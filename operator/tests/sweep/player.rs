@@ -18,16 +18,16 @@ use serde_json::{Value, json};
 use crate::door::{Behind, Door, Identity};
 use crate::record::{Key, Record, namespaced_kinds, resource};
 
-pub struct Player {
-    pub client: Client,
-    pub record: Arc<Record>,
-    pub home: String,
-    pub api_server: Behind,
-    pub etcd: Behind,
+pub(crate) struct Player {
+    pub(crate) client: Client,
+    pub(crate) record: Arc<Record>,
+    pub(crate) home: String,
+    pub(crate) api_server: Behind,
+    pub(crate) etcd: Behind,
     /// Address of node ports.
-    pub node: IpAddr,
+    pub(crate) node: IpAddr,
     /// Pods of this tenant are at `127.a.b.*`.
-    pub network: (u8, u8),
+    pub(crate) network: (u8, u8),
 }
 
 type Live = BTreeMap<Key, Arc<Value>>;
@@ -53,14 +53,14 @@ fn of<'a>(live: &'a Live, kind: &'static str) -> impl Iterator<Item = &'a Arc<Va
 }
 
 /// An entry of a Secret, decoded.
-pub fn entry(secret: &Value, key: &str) -> Option<String> {
+pub(crate) fn entry(secret: &Value, key: &str) -> Option<String> {
     let encoded = secret["data"][key].as_str()?;
     String::from_utf8(base64::engine::general_purpose::STANDARD.decode(encoded).ok()?).ok()
 }
 
 impl Player {
     /// Plays until it is dropped.
-    pub async fn play(self) {
+    pub(crate) async fn play(self) {
         let mut doors = BTreeMap::new();
         let mut seen = 0;
         loop {

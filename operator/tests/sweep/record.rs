@@ -29,27 +29,27 @@ const KINDS: [(&str, &str, &str, &str); 12] = [
 ];
 
 /// The resource of a recorded kind.
-pub fn resource(kind: &str) -> ApiResource {
+pub(crate) fn resource(kind: &str) -> ApiResource {
     let (kind, group, version, plural) = KINDS.iter().find(|(known, ..)| *known == kind).unwrap();
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
 }
 
 /// Kinds that live in namespaces, the TenantCluster left out.
-pub fn namespaced_kinds() -> impl Iterator<Item = &'static str> {
+pub(crate) fn namespaced_kinds() -> impl Iterator<Item = &'static str> {
     KINDS.iter().map(|(kind, ..)| *kind).filter(|kind| !["TenantCluster", "Namespace"].contains(kind))
 }
 
 /// Kind and name; the place (its namespace, or the namespace itself) is known where it is used.
-pub type Key = (&'static str, String);
+pub(crate) type Key = (&'static str, String);
 
 /// One event of a watch.
 #[derive(Clone, Debug)]
-pub struct Change {
-    pub key: Key,
+pub(crate) struct Change {
+    pub(crate) key: Key,
     /// Revision of the store.
-    pub version: u64,
-    pub gone: bool,
-    pub object: Arc<Value>,
+    pub(crate) version: u64,
+    pub(crate) gone: bool,
+    pub(crate) object: Arc<Value>,
 }
 
 #[derive(Default)]
@@ -60,14 +60,14 @@ struct Place {
 }
 
 #[derive(Default)]
-pub struct Record {
+pub(crate) struct Record {
     places: Mutex<BTreeMap<String, Place>>,
     changed: watch::Sender<()>,
 }
 
 impl Record {
     /// Starts to record; ends with the runtime.
-    pub fn start(client: &Client) -> Arc<Self> {
+    pub(crate) fn start(client: &Client) -> Arc<Self> {
         let record = Arc::new(Record::default());
         for (kind, ..) in KINDS {
             let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(kind));
@@ -120,12 +120,12 @@ impl Record {
     }
 
     /// What is in a place now.
-    pub fn live(&self, place: &str) -> BTreeMap<Key, Arc<Value>> {
+    pub(crate) fn live(&self, place: &str) -> BTreeMap<Key, Arc<Value>> {
         self.places.lock().unwrap().get(place).map(|place| place.live.clone()).unwrap_or_default()
     }
 
     /// One object.
-    pub fn get(&self, place: &str, kind: &'static str, name: &str) -> Option<Arc<Value>> {
+    pub(crate) fn get(&self, place: &str, kind: &'static str, name: &str) -> Option<Arc<Value>> {
         self.places.lock().unwrap().get(place)?.live.get(&(kind, name.to_owned())).cloned()
     }
 
@@ -136,7 +136,7 @@ impl Record {
     }
 
     /// Once something in these places changed since `seen` changes; gives their number now.
-    pub async fn changed(&self, places: &[&str], seen: u64) -> u64 {
+    pub(crate) async fn changed(&self, places: &[&str], seen: u64) -> u64 {
         let mut changed = self.changed.subscribe();
         loop {
             changed.mark_unchanged();
@@ -149,7 +149,7 @@ impl Record {
     }
 
     /// Takes the log of these places, in the order of the store, and forgets it.
-    pub fn take_log(&self, places: &[&str]) -> Vec<Change> {
+    pub(crate) fn take_log(&self, places: &[&str]) -> Vec<Change> {
         let mut all = self.places.lock().unwrap();
         let mut log: Vec<Change> =
             places.iter().filter_map(|place| all.remove(*place)).flat_map(|place| place.log).collect();

@@ -43,23 +43,23 @@ const OPERATOR: &str = "system:serviceaccount:kaas-system:kaas-operator";
 const SLOTS: u8 = 4;
 
 /// One tenant's real API server and etcd, used by one run after the other.
-pub struct Slot {
-    pub number: u8,
+pub(crate) struct Slot {
+    pub(crate) number: u8,
     /// Runs so far.
-    pub runs: u8,
-    pub client: Client,
-    pub api: Behind,
+    pub(crate) runs: u8,
+    pub(crate) client: Client,
+    pub(crate) api: Behind,
     // Ends with the slot.
     _server: Apiserver,
 }
 
-pub struct World {
-    pub admin: Client,
-    pub operator: Client,
-    pub record: Arc<Record>,
-    pub node: IpAddr,
+pub(crate) struct World {
+    pub(crate) admin: Client,
+    pub(crate) operator: Client,
+    pub(crate) record: Arc<Record>,
+    pub(crate) node: IpAddr,
     /// Every tenant's only member.
-    pub etcd: Etcd,
+    pub(crate) etcd: Etcd,
     settings: Arc<Settings>,
     slots: (mpsc::UnboundedSender<Slot>, Mutex<mpsc::UnboundedReceiver<Slot>>),
     _server: Apiserver,
@@ -100,7 +100,7 @@ impl Slot {
 
 impl World {
     /// The world of the tests that run at this moment; the last one takes it down.
-    pub async fn shared() -> Arc<Self> {
+    pub(crate) async fn shared() -> Arc<Self> {
         static SHARED: Mutex<Weak<World>> = Mutex::const_new(Weak::new());
         let mut shared = SHARED.lock().await;
         if let Some(world) = shared.upgrade() {
@@ -182,16 +182,16 @@ impl World {
     }
 
     /// A slot, as soon as one is free.
-    pub async fn slot(&self) -> Slot {
+    pub(crate) async fn slot(&self) -> Slot {
         self.slots.1.lock().await.recv().await.unwrap()
     }
 
-    pub fn give_back(&self, slot: Slot) {
+    pub(crate) fn give_back(&self, slot: Slot) {
         let _ = self.slots.0.send(slot);
     }
 
     /// A fresh operator on this wire; it ends when it dies or is dropped.
-    pub fn operate(&self, wire: &Arc<Wire>) -> Operator {
+    pub(crate) fn operate(&self, wire: &Arc<Wire>) -> Operator {
         let context = run::Context {
             client: wire.client(),
             settings: self.settings.clone(),
@@ -209,11 +209,11 @@ impl World {
     }
 }
 
-pub struct Operator(JoinHandle<()>);
+pub(crate) struct Operator(JoinHandle<()>);
 
 impl Operator {
     /// Kills it, and waits until it is gone.
-    pub async fn kill(mut self) {
+    pub(crate) async fn kill(mut self) {
         self.0.abort();
         let ended = (&mut self.0).await;
         assert!(ended.is_ok() || ended.unwrap_err().is_cancelled(), "the operator panicked");

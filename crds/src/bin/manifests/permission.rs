@@ -33,7 +33,7 @@ fn operator_cluster_role() -> ClusterRole {
             // Patch: the finalizer, by server-side apply.
             rule(name::GROUP, &["tenantclusters"], &["get", "list", "watch", "patch"]),
             rule(name::GROUP, &["kubernetesreleases"], &READ),
-            rule(name::GROUP, &["tenantclusters/status", "kubernetesreleases/status"], &["patch"]),
+            rule(name::GROUP, &["tenantclusters/status", "kubernetesreleases/status"], &["update"]),
             rule("", &["configmaps", "namespaces", "persistentvolumeclaims", "secrets", "services"], &WRITE),
             rule("apps", &["controllerrevisions", "deployments", "statefulsets"], &WRITE),
             rule("networking.k8s.io", &["networkpolicies"], &WRITE),

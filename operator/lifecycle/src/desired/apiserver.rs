@@ -172,6 +172,9 @@ fn command(inputs: &Inputs<'_>) -> Vec<String> {
         // Does nothing without --peer-ca-file but write a lease for ever.
         flag("feature-gates", "UnknownVersionInteroperabilityProxy=false"),
         flag("profiling", "false"),
+        // What a later version could change: see the feature.
+        #[cfg(feature = "next-rendering")]
+        flag("event-ttl", "2h"),
     ]
 }
 

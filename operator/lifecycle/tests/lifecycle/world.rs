@@ -386,7 +386,7 @@ impl World {
             organizations: request.organizations.iter().cloned().collect(),
             dns_names: request.dns_names.iter().cloned().collect(),
             ip_addresses: request.ip_addresses.iter().copied().collect::<BTreeSet<_>>(),
-            not_before: self.now,
+            not_before: self.now - kaas_lifecycle::key_material::BACKDATED,
             not_after: self.now + LEAF_LIFETIME,
             signed: true,
         }
