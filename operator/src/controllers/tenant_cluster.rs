@@ -128,7 +128,10 @@ impl World {
 
 /// Runs the controller until it is told to stop.
 pub(super) async fn run(context: &Context, catalogue: Catalogue) {
-    catalogue.ready().await;
+    tokio::select! {
+        () = catalogue.ready() => {}
+        () = context.stop.cancelled() => return,
+    }
     let settings = &context.settings;
     let client = &context.client;
     let (wake, woken) = mpsc::unbounded_channel();

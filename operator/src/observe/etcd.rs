@@ -17,7 +17,8 @@ pub(super) async fn observe(tenant: &Tenant, pods: &[Pod], keyring: &Keyring) ->
     .await;
     let answers: Vec<(&str, Answer)> = answers.into_iter().flatten().collect();
     // Whoever has a leader knows the membership; without one the list is still the last that was agreed on.
-    let (_, best) = answers.iter().max_by_key(|(_, answer)| (answer.leader != 0, answer.applied))?;
+    let voters = answers.iter().filter(|(_, answer)| !answer.members.is_empty());
+    let (_, best) = voters.max_by_key(|(_, answer)| (answer.leader != 0, answer.applied))?;
     let mut etcd = Etcd {
         cluster_id: format!("{:x}", best.cluster_id),
         leader: best.leader,
@@ -39,27 +40,19 @@ struct Answer {
     member_id: u64,
     leader: u64,
     applied: u64,
+    /// Empty from a learner.
     members: Vec<Member>,
     alarms: Vec<String>,
 }
 
 async fn ask(connection: &mut Connection) -> Option<Answer> {
     let status = connection.status().await.ok()?;
-    let listed = connection.member_list().await.ok()?;
-    let alarms = connection.alarms().await.unwrap_or_default();
+    // A learner says how it is and nothing else: it refuses every other request.
+    let (members, alarms) = match status.is_learner() {
+        true => (Vec::new(), Vec::new()),
+        false => (membership(connection).await?, connection.alarms().await.unwrap_or_default()),
+    };
     let header = status.header()?;
-    let members = listed
-        .members()
-        .iter()
-        .map(|member| Member {
-            id: member.id(),
-            name: member.name().to_owned(),
-            peer_urls: member.peer_urls().to_vec(),
-            learner: member.is_learner(),
-            healthy: false,
-            applied: 0,
-        })
-        .collect();
     Some(Answer {
         cluster_id: header.cluster_id(),
         member_id: header.member_id(),
@@ -68,4 +61,17 @@ async fn ask(connection: &mut Connection) -> Option<Answer> {
         members,
         alarms,
     })
+}
+
+async fn membership(connection: &mut Connection) -> Option<Vec<Member>> {
+    let listed = connection.member_list().await.ok()?;
+    let members = listed.members().iter().map(|member| Member {
+        id: member.id(),
+        name: member.name().to_owned(),
+        peer_urls: member.peer_urls().to_vec(),
+        learner: member.is_learner(),
+        healthy: false,
+        applied: 0,
+    });
+    Some(members.collect())
 }
