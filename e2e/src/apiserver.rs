@@ -34,8 +34,8 @@ use crate::record::write_whole;
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Somebody else may take a port between its choice and its use.
 const ATTEMPTS: u32 = 3;
-/// The pid of the test process follows.
-const PREFIX: &str = "kaas-apiserver-";
+/// The pid of the test process follows: a directory whose process is gone is removed by the next start.
+pub(crate) const PREFIX: &str = "kaas-apiserver-";
 const GRACE: Duration = Duration::ZERO;
 
 /// A running kube-apiserver with its etcd; dropped, both end.

@@ -161,8 +161,7 @@ pub fn run(
             Spec { state: guarded.state().clone(), toolbox: build.toolbox, operator: operator.clone() };
         let mut cluster = Cluster::start(spec, cache)?;
         cluster.install_operator(repository)?;
-        let mut bench =
-            Bench { plan, site: Site::new(cluster)?, results, standing: Vec::new(), made: 0 };
+        let mut bench = Bench { plan, site: Site::new(cluster)?, results, standing: Vec::new(), made: 0 };
         measured = bench.measure();
         results = bench.results;
     }
@@ -252,7 +251,8 @@ impl Bench<'_> {
             samples.iter().map(|sample| pick(sample).as_secs_f64()).collect()
         };
         let (ready, account) = (seconds(|sample| sample.ready), seconds(|sample| sample.account));
-        let defects = |times: &[f64], most: f64| vec![times.iter().filter(|time| **time > most).count() as f64];
+        let defects =
+            |times: &[f64], most: f64| vec![times.iter().filter(|time| **time > most).count() as f64];
         let figures = [
             Figure::new("applied -> kubeconfig", Unit::Seconds, seconds(|sample| sample.kubeconfig)),
             Figure::new("applied -> /readyz through the endpoint", Unit::Seconds, ready.clone())
@@ -394,7 +394,9 @@ impl Bench<'_> {
             Figure::new("  Leases beside them", Unit::Times, vec![found.leases as f64]),
         ];
         if fewest < LOOKS as usize {
-            say(format!("  the operator looked only {fewest} times at a tenant that was touched {LOOKS} times"));
+            say(format!(
+                "  the operator looked only {fewest} times at a tenant that was touched {LOOKS} times"
+            ));
         }
         figures.into_iter().try_for_each(|figure| self.results.add(figure))
     }
@@ -415,8 +417,9 @@ impl Bench<'_> {
                 self.results.journal.note("restart", json!({"end": word, "seconds": time}))?;
                 times.push(time);
             }
-            self.results
-                .add(Figure::new(format!("{title} {word}"), Unit::Seconds, times).at_most(Of::Median, most))?;
+            self.results.add(
+                Figure::new(format!("{title} {word}"), Unit::Seconds, times).at_most(Of::Median, most),
+            )?;
         }
         Ok(())
     }
@@ -471,13 +474,14 @@ impl Bench<'_> {
         let mut quiet = Instant::now();
         let mut known = 0;
         let check = || {
-            let written = mark.operator_writes().map_err(|error| error.to_string())?.len();
-            if written != known {
-                (known, quiet) = (written, Instant::now());
+            let written = mark.operator_writes().map_err(|error| error.to_string())?;
+            if written.len() != known {
+                (known, quiet) = (written.len(), Instant::now());
             }
-            if quiet.elapsed() >= SETTLE { Ok(()) } else { Err(format!("{written} writes so far")) }
+            if quiet.elapsed() >= SETTLE { Ok(()) } else { Err(writes::told(&written)) }
         };
-        wait::until("the operator to come to rest", SETTLE * 10, SETTLE / 16, check, String::new)
+        let report = || self.site.cluster.kubectl().map(|kubectl| kubectl.report()).unwrap_or_default();
+        wait::until("the operator to come to rest", SETTLE * 10, SETTLE / 16, check, report)
     }
 
     /// Names that no tenant had before.

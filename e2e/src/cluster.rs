@@ -194,11 +194,7 @@ impl Cluster {
     }
 
     /// Imports another build of the operator; the next install takes it. Returns the one before, for the way back.
-    pub(crate) fn import_operator(
-        &mut self,
-        program: &Path,
-        cache: &Cache,
-    ) -> Result<Option<String>, Error> {
+    pub(crate) fn import_operator(&mut self, program: &Path, cache: &Cache) -> Result<Option<String>, Error> {
         let tag = crate::digest::short(&crate::digest::of_file(program)?, 12);
         let images = Image::all(&self.toolbox, Some((program, &tag)))?;
         let namespaces = Namespaces::of(&self.state);

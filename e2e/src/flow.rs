@@ -19,9 +19,13 @@ use crate::operator::tenant_is_ready;
 use crate::terminal::{complain, say};
 use crate::wait;
 
+mod balancer;
 mod chaos;
+mod consent;
 mod forgery;
 mod load;
+mod overload;
+mod policy;
 mod renewal;
 mod scale;
 
@@ -68,12 +72,15 @@ struct Stage {
     scratch: tempfile::TempDir,
     /// The local cluster, if it is one: for flows that reach below Kubernetes or install another operator.
     ground: Option<Ground>,
+    /// Why the flow that runs now cannot claim anything here.
+    skipped: RefCell<Option<String>>,
 }
 
 /// A local cluster and what its operator is installed from.
 struct Ground {
     cluster: RefCell<Cluster>,
     repository: Repository,
+    cache: Cache,
 }
 
 struct Flow {
@@ -119,6 +126,16 @@ const FLOWS: &[Flow] = &[
     },
     Flow { name: "etcd scales 1 -> 3 -> 1 under load", local_only: Some(UNREACHABLE), run: scale::members },
     Flow {
+        name: "a stranger does not reach etcd",
+        local_only: None,
+        run: policy::a_stranger_does_not_reach_etcd,
+    },
+    Flow {
+        name: "a newer operator restarts nothing unasked",
+        local_only: Some("it installs another build of the operator"),
+        run: consent::nothing_restarts_unasked,
+    },
+    Flow {
         name: "at rest the operator writes nothing",
         local_only: Some("it reads the API server's audit log"),
         run: rest_is_silent,
@@ -143,6 +160,16 @@ const LONG: &[Flow] = &[
         name: "certificates are renewed while clients go on",
         local_only: Some("it installs an operator with another lifetime of certificates"),
         run: renewal::certificates_are_renewed,
+    },
+    Flow {
+        name: "the address of a load balancer is followed",
+        local_only: Some("it plays the load balancer, and another cluster may have a real one"),
+        run: balancer::an_address_is_followed,
+    },
+    Flow {
+        name: "a crowd of tenants comes and goes",
+        local_only: Some("it wants the whole machine"),
+        run: overload::a_crowd_comes_and_goes,
     },
 ];
 
@@ -256,7 +283,8 @@ fn on_a_local_cluster(
         Spec { state: state.clone(), toolbox: build.toolbox.clone(), operator: operator.or(build.operator) };
     let mut cluster = Cluster::start(spec, cache)?;
     cluster.install_operator(repository)?;
-    let ground = Ground { cluster: RefCell::new(cluster), repository: repository.clone() };
+    let ground =
+        Ground { cluster: RefCell::new(cluster), repository: repository.clone(), cache: cache.clone() };
     let stage = Stage::new(&build.toolbox, state.kubeconfig(), Some(ground))?;
     let mut tally = stage.play(extent);
     drop(stage);
@@ -293,7 +321,8 @@ impl Stage {
     fn new(toolbox: &Toolbox, kubeconfig: PathBuf, ground: Option<Ground>) -> Result<Self, Error> {
         let program = toolbox.program("kubectl")?.to_owned();
         let scratch = tempfile::tempdir().map_err(Error::io("create", std::env::temp_dir()))?;
-        Ok(Self { kubectl: Kubectl::new(&program, &kubeconfig), program, scratch, ground })
+        let kubectl = Kubectl::new(&program, &kubeconfig);
+        Ok(Self { kubectl, program, scratch, ground, skipped: RefCell::default() })
     }
 
     fn play(&self, extent: Extent) -> Tally {
@@ -309,6 +338,11 @@ impl Stage {
             }
             let started = Instant::now();
             let result = (flow.run)(self);
+            if let Some(reason) = self.skipped.take().filter(|_| result.is_ok()) {
+                say(format!("flow {}: skipped: {reason}", flow.name));
+                tally.skipped.push(format!("{}: {reason}", flow.name));
+                continue;
+            }
             report(flow.name, result, started.elapsed().as_secs_f32(), &mut tally);
         }
         // What a failed flow left.
@@ -316,9 +350,15 @@ impl Stage {
         tally
     }
 
+    /// The flow found out that it cannot claim anything here.
+    #[expect(clippy::unnecessary_wraps, reason = "it is the result of the flow that calls it")]
+    fn skip(&self, reason: String) -> Result<(), Error> {
+        self.skipped.replace(Some(reason));
+        Ok(())
+    }
+
     fn apply_tenant(&self, name: &str, spec: Value) -> Result<(), Error> {
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
-        self.kubectl.apply(&namespace.to_string())?;
+        self.apply_namespace()?;
         let tenant = json!({
             "apiVersion": "kaas.dev/v1alpha1",
             "kind": "TenantCluster",
@@ -326,6 +366,11 @@ impl Stage {
             "spec": spec,
         });
         self.kubectl.apply(&tenant.to_string())
+    }
+
+    fn apply_namespace(&self) -> Result<(), Error> {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+        self.kubectl.apply(&namespace.to_string())
     }
 
     fn tenant(&self, name: &str) -> Result<Value, Error> {

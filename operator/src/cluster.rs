@@ -16,6 +16,11 @@ use serde_json::Value;
 /// No single request may hold up a reconcile longer.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
+/// A version that no object ever has: revision 1 of the store is the empty one. An apply that names it creates the
+/// object or, if somebody was faster, is refused as a conflict; without a version it would overwrite what it finds,
+/// key material included.
+const NO_VERSION: &str = "1";
+
 /// The resource of a kind, as the client wants it.
 pub(crate) fn resource(kind: Kind) -> ApiResource {
     let (group, version, plural) = kind.path();
@@ -73,10 +78,12 @@ pub(crate) async fn apply(
     precondition: &Precondition,
 ) -> Result<Live, kube::Error> {
     let mut content = object.content.clone();
-    if let (Precondition::Version(version), Some(metadata)) =
-        (precondition, content.pointer_mut("/metadata").and_then(Value::as_object_mut))
-    {
-        metadata.insert("resourceVersion".into(), version.clone().into());
+    let version = match precondition {
+        Precondition::Absent => NO_VERSION,
+        Precondition::Version(version) => version.as_str(),
+    };
+    if let Some(metadata) = content.pointer_mut("/metadata").and_then(Value::as_object_mut) {
+        metadata.insert("resourceVersion".into(), version.into());
     }
     let reference = &object.reference;
     let api = api(client, reference.kind, reference.namespace.as_deref());

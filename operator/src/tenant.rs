@@ -112,6 +112,11 @@ impl Tenants {
         matches!(self.latest(uid), Some(Probe { answer: Answer::Serving { .. }, .. }))
     }
 
+    /// Whether a probe was started, whatever it gave so far.
+    pub(crate) fn probed(&self, uid: &str) -> bool {
+        locked(&self.entries).contains_key(uid)
+    }
+
     /// Lets go of a tenant that is gone.
     pub(crate) fn forget(&self, uid: &str) {
         locked(&self.entries).remove(uid);

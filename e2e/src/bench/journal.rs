@@ -25,9 +25,15 @@ impl Journal {
     pub(super) fn begin(cache: &Cache, facts: &Facts, plan: &Value) -> Result<Self, Error> {
         let directory = cache.root().join("bench");
         std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
-        let path = directory.join(format!("{}-{}.jsonl", facts.stamp(), facts.short_commit()));
+        let name = format!("{}-{}", facts.stamp(), facts.short_commit());
+        // Two runs that begin in the same second have files of their own.
+        let path = (1..)
+            .map(|number| if number == 1 { name.clone() } else { format!("{name}-{number}") })
+            .map(|name| directory.join(name + ".jsonl"))
+            .find(|path| !path.exists())
+            .unwrap_or_else(|| directory.join(&name));
         let file = OpenOptions::new()
-            .create(true)
+            .create_new(true)
             .append(true)
             .open(&path)
             .map_err(Error::io("create", &path))?;

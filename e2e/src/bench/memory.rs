@@ -31,20 +31,27 @@ pub(super) struct Memory {
     anonymous: u64,
     /// The most that was ever resident.
     peak: u64,
+    /// Open files: most of them are connections.
+    files: usize,
 }
 
 impl Memory {
     /// Of a process, or nothing when it is gone.
     pub(super) fn of(pid: i32) -> Option<Self> {
-        Self::parse(&read(&format!("/proc/{pid}/status")))
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+        Self::parse(&read(&format!("/proc/{pid}/status")), files)
     }
 
-    fn parse(status: &str) -> Option<Self> {
+    fn parse(status: &str, files: usize) -> Option<Self> {
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
             line.trim().trim_end_matches("kB").trim().parse().ok()
         };
-        Some(Self { resident: field("VmRSS")?, anonymous: field("RssAnon")?, peak: field("VmHWM")? })
+        Some(Self { resident: field("VmRSS")?, anonymous: field("RssAnon")?, peak: field("VmHWM")?, files })
+    }
+
+    pub(super) fn files(self) -> usize {
+        self.files
     }
 
     pub(super) fn mebibytes(self) -> f64 {
@@ -52,7 +59,10 @@ impl Memory {
     }
 
     pub(super) fn json(self) -> Value {
-        json!({"resident_kib": self.resident, "anonymous_kib": self.anonymous, "peak_kib": self.peak})
+        json!({
+            "resident_kib": self.resident, "anonymous_kib": self.anonymous, "peak_kib": self.peak,
+            "open_files": self.files,
+        })
     }
 }
 
@@ -91,10 +101,11 @@ mod tests {
 
     #[test]
     fn memory_as_the_kernel_tells_it() {
-        let status = "Name:\tkaas-operator\nVmHWM:\t   20480 kB\nVmRSS:\t   15360 kB\nRssAnon:\t    5120 kB\n";
-        let memory = Memory::parse(status).unwrap();
-        assert_eq!(memory, Memory { resident: 15360, anonymous: 5120, peak: 20480 });
+        let status =
+            "Name:\tkaas-operator\nVmHWM:\t   20480 kB\nVmRSS:\t   15360 kB\nRssAnon:\t    5120 kB\n";
+        let memory = Memory::parse(status, 7).unwrap();
+        assert_eq!(memory, Memory { resident: 15360, anonymous: 5120, peak: 20480, files: 7 });
         assert!((memory.mebibytes() - 15.0).abs() < 1e-9);
-        assert_eq!(Memory::parse("Name:\tgone\n"), None);
+        assert_eq!(Memory::parse("Name:\tgone\n", 0), None);
     }
 }

@@ -2,8 +2,7 @@
 //! the management cluster is a real kube-apiserver with its etcd, and every tenant's API is one more real
 //! kube-apiserver, which all of them share. Their pods are played.
 //!
-//! No figure of writes or times is taken here: tenants that share a server also share its `kubernetes` endpoints, which
-//! the operator sets for each of them.
+//! No time is taken here: nothing starts.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -14,13 +13,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Results;
-use super::door::Behind;
 use super::memory::Memory;
 use super::player::{Player, Tenant};
 use super::table::{Figure, Of, Unit};
 use super::timeline::read;
 use crate::Error;
-use crate::apiserver::Apiserver;
+use crate::apiserver::{self, Apiserver};
 use crate::compile::Toolbox;
 use crate::kubectl::Kubectl;
 use crate::layout::{Cache, Repository};
@@ -30,7 +28,7 @@ use crate::terminal::say;
 use crate::wait;
 
 /// Tenants under way at a time.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 8;
 /// Until what was freed is given back and nothing is under way.
 const REST: Duration = Duration::from_secs(30);
 /// Processor time at rest is taken over so long: several rounds of probes.
@@ -63,7 +61,11 @@ pub(super) fn measure(
     say(format!("{count} tenants with played pods:"));
     let management = Apiserver::start_with(&[NODE_PORTS])?;
     let shared = Apiserver::start()?;
-    let directory = tempfile::tempdir().map_err(Error::io("create", std::env::temp_dir()))?;
+    // Named as the servers' own: what a run leaves that is killed goes with theirs.
+    let directory = tempfile::Builder::new()
+        .prefix(&format!("{}{}-", apiserver::PREFIX, std::process::id()))
+        .tempdir()
+        .map_err(Error::io("create", std::env::temp_dir()))?;
     let (etcd, etcd_address) = start_etcd(directory.path())?;
     install(&management.kubectl(), repository)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -74,11 +76,10 @@ pub(super) fn measure(
     let node = node_address()?;
     let player = Player {
         management: Probe::of_kubeconfig(&management.kubeconfig()?)?,
-        api: Behind::api(Probe::of_kubeconfig(&shared.kubeconfig()?)?),
-        etcd: Behind::clear(etcd_address),
+        api: Probe::of_kubeconfig(&shared.kubeconfig()?)?,
+        etcd: etcd_address,
         node,
         runtime: runtime.handle().clone(),
-        turn: Mutex::default(),
     };
     player.prepare()?;
     let running = start_operator(operator, &management, &node.to_string(), directory.path())?;
@@ -94,8 +95,7 @@ pub(super) fn measure(
         say(format!("  {goal} tenants are Ready, {} s", begun.elapsed().as_secs()));
         let found = look(goal, &running, results)?;
         let each = (found - empty) / goal as f64;
-        let figure =
-            Figure::new(format!("  each of {goal} tenants adds"), Unit::Mebibytes, vec![each]);
+        let figure = Figure::new(format!("  each of {goal} tenants adds"), Unit::Mebibytes, vec![each]);
         results.add(match goal == count && count >= PROMISED {
             true => figure.at_most(Of::Max, MIB_PER_TENANT),
             false => figure,
@@ -181,6 +181,8 @@ fn look(tenants: usize, running: &Running, results: &mut Results) -> Result<f64,
     say(format!("  at rest with {tenants} tenants the operator uses {:.1} % of a core", share * 100.0));
     let title = format!("operator memory, leader, {tenants} played tenants");
     results.add(Figure::new(title, Unit::Mebibytes, vec![memory.mebibytes()]))?;
+    let title = format!("  its open files, {tenants} played tenants");
+    results.add(Figure::new(title, Unit::Times, vec![memory.files() as f64]))?;
     Ok(memory.mebibytes())
 }
 

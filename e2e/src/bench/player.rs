@@ -3,7 +3,6 @@
 //! node, so a tenant costs some objects and two listeners, and a thousand of them fit on a small machine.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -27,13 +26,11 @@ const REVISION: &str = "1";
 /// The management cluster, and the servers that all tenants share.
 pub(super) struct Player {
     pub(super) management: Probe,
-    pub(super) api: Behind,
-    pub(super) etcd: Behind,
+    pub(super) api: Probe,
+    pub(super) etcd: SocketAddr,
     /// Address of node ports; not on loopback, which no endpoint may be.
     pub(super) node: IpAddr,
     pub(super) runtime: Handle,
-    /// Held by the tenant whose API begins to answer.
-    pub(super) turn: Mutex<()>,
 }
 
 /// A tenant that runs as long as this lives.
@@ -65,19 +62,14 @@ impl Player {
         let created = self.ask("POST", &tenants, Some(&tenant), 201)?;
         let home = format!("kaas-{}", at(&created, "/metadata/uid").as_str().unwrap_or_default());
         let set = self.find(&format!("/apis/apps/v1/namespaces/{home}/statefulsets/etcd"))?;
-        let deployments = ["kube-apiserver", "kube-controllers"].map(|workload| {
-            self.find(&format!("/apis/apps/v1/namespaces/{home}/deployments/{workload}"))
-        });
+        let deployments = ["kube-apiserver", "kube-controllers"]
+            .map(|workload| self.find(&format!("/apis/apps/v1/namespaces/{home}/deployments/{workload}")));
         let [servers, controllers] = deployments;
         let address = address(number)?;
-        let etcd = SocketAddr::new(address, ETCD_PORT);
-        let etcd = self.open(&home, etcd, &self.etcd, "etcd", "server", "etcd-ca")?;
+        let doors = [self.open_etcd(&home, address)?, self.open_api(&home, &name)?];
         self.run(&home, "statefulsets", &set, "etcd-0", address)?;
         self.run(&home, "deployments", &servers?, "kube-apiserver-0", address)?;
         self.run(&home, "deployments", &controllers?, "kube-controllers-0", address)?;
-        // From its first answer on, the operator sets the shared server's endpoints for this tenant: one at a time.
-        let _turn = self.turn.lock();
-        let api = self.open_endpoint(&home)?;
         let path = format!("{tenants}/{name}");
         self.until(&format!("played TenantCluster {name} to be Ready"), || {
             let object = self.ask("GET", &path, None, 200).map_err(|error| error.to_string())?;
@@ -86,7 +78,7 @@ impl Player {
                 _ => Err(at(&object, "/status/conditions").to_string()),
             }
         })?;
-        Ok(Tenant { _doors: [etcd, api] })
+        Ok(Tenant { _doors: doors })
     }
 
     fn ask(&self, method: &str, path: &str, body: Option<&Value>, expected: u16) -> Result<Value, Error> {
@@ -102,11 +94,20 @@ impl Player {
         self.until(path, || self.ask("GET", path, None, 200).map_err(|error| error.to_string()))
     }
 
-    fn open_endpoint(&self, home: &str) -> Result<Door, Error> {
+    fn open_etcd(&self, home: &str, address: IpAddr) -> Result<Door, Error> {
+        let address = SocketAddr::new(address, ETCD_PORT);
+        self.open(home, address, Behind::Clear(self.etcd), "etcd", "server", "etcd-ca")
+    }
+
+    /// The tenant's endpoint, and its namespace in the server behind it.
+    fn open_api(&self, home: &str, namespace: &str) -> Result<Door, Error> {
+        let own = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
+        ask(&self.api, "POST", "/api/v1/namespaces", Some(&own), 201)?;
         let service = self.find(&format!("/api/v1/namespaces/{home}/services/kube-apiserver"))?;
         let port = at(&service, "/spec/ports/0/nodePort").as_u64().and_then(|port| u16::try_from(port).ok());
         let port = port.ok_or_else(|| Error::Invalid(format!("Service of {home} has no node port")))?;
-        self.open(home, SocketAddr::new(self.node, port), &self.api, "kube-apiserver", "tls", "cluster-ca")
+        let behind = Behind::api(self.api.clone(), namespace);
+        self.open(home, SocketAddr::new(self.node, port), behind, "kube-apiserver", "tls", "cluster-ca")
     }
 
     /// A door with the certificate of a Secret, for clients of one of the tenant's authorities.
@@ -114,7 +115,7 @@ impl Player {
         &self,
         home: &str,
         address: SocketAddr,
-        behind: &Behind,
+        behind: Behind,
         secret: &str,
         certificate: &str,
         authority: &str,
@@ -130,7 +131,7 @@ impl Player {
             key: entry(&secret, format!("{certificate}.key"))?,
             clients: entry(&authorities, format!("{authority}.crt"))?,
         };
-        self.runtime.block_on(Door::open(address, behind.clone(), &identity))
+        self.runtime.block_on(Door::open(address, behind, &identity))
     }
 
     /// The one pod of a workload, Ready, and the workload's own word that it is there.

@@ -36,8 +36,9 @@ impl Site {
             End::Kill => {
                 let pid = rustix::process::Pid::from_raw(leader.pid)
                     .ok_or_else(|| Error::Invalid(format!("{} is no process", leader.pid)))?;
-                rustix::process::kill_process(pid, rustix::process::Signal::KILL)
-                    .map_err(|error| Error::Invalid(format!("process {} was not killed: {error}", leader.pid)))?;
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).map_err(|error| {
+                    Error::Invalid(format!("process {} was not killed: {error}", leader.pid))
+                })?;
             }
         }
         let mut paused = true;

@@ -88,21 +88,15 @@ impl Site {
     /// A merge patch.
     pub(super) fn patch(&self, path: &str, body: &Value) -> Result<Value, Error> {
         let fail = |text: String| Error::Invalid(format!("PATCH {path}: {text}"));
-        let answer = self
-            .api
-            .send("PATCH", path, "application/merge-patch+json", Some(body))
-            .map_err(fail)?;
+        let answer =
+            self.api.send("PATCH", path, "application/merge-patch+json", Some(body)).map_err(fail)?;
         if answer.code != 200 {
             return Err(fail(format!("HTTP {}: {}", answer.code, String::from_utf8_lossy(&answer.body))));
         }
         serde_json::from_slice(&answer.body).map_err(|error| fail(error.to_string()))
     }
 
-    pub(super) fn until<T>(
-        &self,
-        what: &str,
-        check: impl FnMut() -> Result<T, String>,
-    ) -> Result<T, Error> {
+    pub(super) fn until<T>(&self, what: &str, check: impl FnMut() -> Result<T, String>) -> Result<T, Error> {
         let report = || self.cluster.kubectl().map(|kubectl| kubectl.report()).unwrap_or_default();
         wait::until(what, PATIENCE, POLL, check, report)
     }

@@ -192,7 +192,10 @@ pub(super) fn read(path: &str) -> String {
 
 /// A timeline as raw data.
 pub(super) fn json(line: &Timeline) -> Value {
-    line.iter().map(|(name, time)| ((*name).to_owned(), Value::from(*time))).collect::<serde_json::Map<_, _>>().into()
+    line.iter()
+        .map(|(name, time)| ((*name).to_owned(), Value::from(*time)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 #[cfg(test)]

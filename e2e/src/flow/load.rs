@@ -40,6 +40,8 @@ const OLDEST: Duration = Duration::from_secs(4);
 /// How long the watch is waited for when the writers have stopped.
 const LATE: Duration = Duration::from_secs(10);
 const PATH: &str = "/api/v1/namespaces/default/configmaps";
+/// How many loads this process has started.
+static LOADS: AtomicU64 = AtomicU64::new(0);
 
 /// One kind of client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -204,7 +206,8 @@ impl Load {
             .enable_all()
             .build()
             .map_err(Error::io("start", "the load's runtime"))?;
-        let run = format!("load{}", std::process::id());
+        // A failed write of an earlier load may have been carried out: its names are not used again.
+        let run = format!("load{}-{}", std::process::id(), LOADS.fetch_add(1, Ordering::Relaxed));
         let shared = Arc::new(Shared {
             target: Mutex::new(Arc::new(Target::of_kubeconfig(kubeconfig)?)),
             run,

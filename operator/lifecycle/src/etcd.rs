@@ -20,10 +20,15 @@ pub const BOOTSTRAP: &str = "etcd-bootstrap";
 /// ConfigMap that remembers whose data it is: the cluster ID, and the volume of each member that was seen well.
 /// Tenants cannot reach it. It is made when all members are well for the first time.
 pub const IDENTITY: &str = "etcd-identity";
+/// The volumes of members that left have this before their names.
+const LEFT: &str = "left.";
 /// Key of the remembered cluster ID.
 pub const CLUSTER_ID_KEY: &str = "cluster-id";
 /// Key of what makes a member without data join instead of founding a cluster; a variable of that name in pods.
 pub const STATE_KEY: &str = "ETCD_INITIAL_CLUSTER_STATE";
+
+/// Most members that there can be, whatever a spec says.
+const MOST: i32 = 5;
 
 /// Grace period of a member: its log is synced at every write, so that nothing is gained by waiting for clients'
 /// watches, which never end (etcd holds its listener closed for 5 s + 2 x election timeout while it waits).
@@ -136,12 +141,17 @@ fn on_new_volume(observed: &Observed, member: &str) -> bool {
     }
 }
 
+/// Whether a member that left had its data on this volume.
+fn used(observed: &Observed, member: &str, volume: &str) -> bool {
+    let left = remembered(observed, &format!("{LEFT}{member}"));
+    left == Some(volume) || remembered_volumes(observed).get(member) == Some(&volume)
+}
+
 /// What is to be remembered: made once all members are well, and again when one got a new volume and is well on it.
 pub fn identity(observed: &Observed) -> Option<EtcdIdentity> {
     seen_well(observed).or_else(|| {
-        let volumes = remembered_volumes(observed).into_iter();
-        let volumes = volumes.map(|(name, volume)| (name.to_owned(), volume.to_owned())).collect();
-        Some(EtcdIdentity { cluster_id: remembered(observed, CLUSTER_ID_KEY)?.to_owned(), volumes })
+        let cluster_id = remembered(observed, CLUSTER_ID_KEY)?.to_owned();
+        Some(EtcdIdentity { cluster_id, volumes: memory(observed) })
     })
 }
 
@@ -156,7 +166,27 @@ fn seen_well(observed: &Observed) -> Option<EtcdIdentity> {
         let volume = volume(observed, &name)?.to_owned();
         Some((name, volume))
     });
-    Some(EtcdIdentity { cluster_id: etcd.cluster_id.clone(), volumes: volumes.collect::<Option<_>>()? })
+    let mut volumes: BTreeMap<String, String> = volumes.collect::<Option<_>>()?;
+    // What members that left had their data on: they must not come back to it. The last volume comes last.
+    let memory = memory(observed);
+    let (left, been): (Vec<_>, Vec<_>) = memory.into_iter().partition(|(name, _)| name.starts_with(LEFT));
+    for (name, volume) in left.into_iter().chain(been) {
+        let name = name.strip_prefix(LEFT).unwrap_or(&name);
+        if !volumes.contains_key(name) {
+            volumes.insert(format!("{LEFT}{name}"), volume);
+        }
+    }
+    Some(EtcdIdentity { cluster_id: etcd.cluster_id.clone(), volumes })
+}
+
+/// All volumes that are remembered, those of members that left under their longer keys.
+fn memory(observed: &Observed) -> BTreeMap<String, String> {
+    let data = observed.live(Kind::ConfigMap, IDENTITY).and_then(|live| live.get("/data")?.as_object());
+    let all = data
+        .into_iter()
+        .flatten()
+        .filter(|(key, _)| index_of(key.strip_prefix(LEFT).unwrap_or(key)).is_some());
+    all.filter_map(|(key, volume)| Some((key.clone(), volume.as_str()?.to_owned()))).collect()
 }
 
 /// What members start from: who the members are, the one that is about to be added included.
@@ -190,13 +220,25 @@ pub fn members(observed: &Observed) -> BTreeSet<i32> {
         None if established => {
             remembered_volumes(observed).keys().filter_map(|name| index_of(name)).collect()
         }
-        None => (0..observed.cluster.spec.etcd.replicas).collect(),
+        // Founders wait for each other: who changes his mind meanwhile changes it once they are all well.
+        None => (0..begun(observed).unwrap_or(observed.cluster.spec.etcd.replicas).min(MOST)).collect(),
     }
 }
 
-/// How many pods the StatefulSet should have now: one for each member, learners included.
+/// How many pods the StatefulSet should have now: one for each member, learners included. While no leader says who
+/// they are it keeps what it has: a guess would take a member's pod and its volume.
 pub fn replicas(observed: &Observed) -> i32 {
+    let led = observed.etcd.as_ref().is_some_and(|etcd| etcd.leader != 0);
+    if let (Some(begun), false) = (begun(observed), led) {
+        return begun;
+    }
     members(observed).last().map_or(observed.cluster.spec.etcd.replicas, |last| last.saturating_add(1))
+}
+
+/// How many pods the StatefulSet has, once it exists.
+fn begun(observed: &Observed) -> Option<i32> {
+    let set = observed.live(Kind::StatefulSet, component::ETCD)?;
+    i32::try_from(set.count("/spec/replicas")).ok()
 }
 
 /// A member's name: its own, or before its first start the one that its address says.
@@ -232,6 +274,9 @@ pub fn next_step(observed: &Observed) -> Option<Step> {
     remembered(observed, CLUSTER_ID_KEY)?;
     let etcd = observed.etcd.as_ref()?;
     let health = health(observed);
+    if !matches!(health, Health::Healthy | Health::Degraded(_) | Health::Alarm(_)) {
+        return None;
+    }
     if let Some(learner) = etcd.members.iter().find(|member| member.learner) {
         return Some(Step::Promote(member_name(learner)?, learner.id));
     }
@@ -252,18 +297,20 @@ pub fn next_step(observed: &Observed) -> Option<Step> {
     if health != Health::Healthy {
         return None;
     }
+    // A gap is closed before others leave: pods are numbered from zero.
+    let members = members(observed);
+    if let Some(index) =
+        (0..observed.cluster.spec.etcd.replicas.min(MOST)).find(|index| !members.contains(index))
+    {
+        let name = etcd_member_name(index);
+        return match volume(observed, &name) {
+            Some(volume) if used(observed, &name, volume) => Some(Step::Clear(name)),
+            // Its pod runs already, on an empty volume: it lost its data and left.
+            Some(_) => Some(Step::Add(index)),
+            None => pods_well.then_some(Step::Add(index)),
+        };
+    }
     match voters.cmp(&wanted) {
-        Ordering::Less => {
-            let members = members(observed);
-            let index = (0..observed.cluster.spec.etcd.replicas).find(|index| !members.contains(index))?;
-            let name = etcd_member_name(index);
-            match volume(observed, &name) {
-                // Its pod runs already, on an empty volume: it lost its data and left.
-                Some(_) if on_new_volume(observed, &name) => Some(Step::Add(index)),
-                Some(_) => Some(Step::Clear(name)),
-                None => pods_well.then_some(Step::Add(index)),
-            }
-        }
         Ordering::Greater => {
             let last = etcd
                 .members
@@ -273,7 +320,7 @@ pub fn next_step(observed: &Observed) -> Option<Step> {
             let leads = last.id == etcd.leader;
             Some(Step::Remove(member_name(last)?, last.id, heir.filter(|_| leads)))
         }
-        Ordering::Equal => None,
+        Ordering::Equal | Ordering::Less => None,
     }
 }
 

@@ -46,9 +46,15 @@ pub fn due(observed: &Observed) -> Vec<Action> {
     actions
 }
 
-/// Whether the authorities are gone although something was made with them: nothing can be repaired from here.
+/// Whether the authorities are gone although something was made with them: nothing can be repaired from here. Who
+/// deletes all Secrets leaves no other Secret, but pods that run with them, and the kubeconfig that names them.
 pub fn authority_lost(observed: &Observed) -> bool {
-    !observed.secrets.contains_key(AUTHORITY_SECRET) && !observed.secrets.is_empty()
+    let workload = |reference: &Reference| matches!(reference.kind, Kind::StatefulSet | Kind::Deployment);
+    let made = !observed.secrets.is_empty()
+        || (observed.kubeconfig.is_some() && !kubeconfig_foreign(observed))
+        || observed.objects.keys().any(workload)
+        || !observed.pods.is_empty();
+    made && !observed.secrets.contains_key(AUTHORITY_SECRET)
 }
 
 /// The admin kubeconfig beside the TenantCluster, if it must be made now. A Secret of somebody else stays untouched.

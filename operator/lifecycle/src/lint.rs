@@ -367,8 +367,10 @@ impl<'a> Lint<'a> {
     /// A pod outside of the tenant's deletion.
     fn delete_pod(&mut self, pod: &'a Pod) {
         let others = self.observed.pods_of(&pod.component).filter(|other| other.uid != pod.uid);
-        let away: Vec<&str> =
-            others.filter(|other| other.terminating || !other.ready).map(|other| other.name.as_str()).collect();
+        let away: Vec<&str> = others
+            .filter(|other| other.terminating || !other.ready)
+            .map(|other| other.name.as_str())
+            .collect();
         // One that serves nobody takes nothing away; the pod of who is no member any more neither.
         let serves = pod.ready && !pod.terminating;
         let serves = serves && (pod.component != component::ETCD || self.members.votes(&pod.name));

@@ -189,7 +189,8 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
             etcd::actions(observed, &step)
         }
         Some(_) => Vec::new(),
-        None => etcd::restart(observed).into_iter().collect(),
+        None if rollout::members_may_restart(observed) => etcd::restart(observed).into_iter().collect(),
+        None => Vec::new(),
     }
 }
 

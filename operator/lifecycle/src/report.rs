@@ -95,27 +95,24 @@ fn stalls(status: &TenantClusterStatus) -> bool {
 /// Derives the status.
 pub fn derive(observed: &Observed, plan: &Plan, failure: Option<&Failure>) -> TenantClusterStatus {
     let before = observed.cluster.status.clone().unwrap_or_default();
-    let created = before.history.iter().any(|entry| entry.kind == OperationType::Create);
+    // Not by the history, which forgets: the version is set when the API answers for the first time.
+    let answered = before.version.is_some();
+    let serving = serving(observed).map(str::to_owned);
+    let created = answered || serving.is_some();
     let verdicts = verdicts(observed, plan, failure, created);
     let endpoint = endpoint::endpoint(observed);
     let ready = verdicts.first().is_some_and(|verdict| verdict.is == Is::True);
-    let version = match &observed.probe {
-        Some(probe) => match &probe.answer {
-            Answer::Serving { version } => Some(version.clone()),
-            Answer::Failed { .. } => before.version.clone(),
-        },
-        None => before.version.clone(),
-    };
+    let version = serving.or_else(|| before.version.clone());
     let busy =
         verdicts.iter().any(|verdict| verdict.kind == ConditionType::Reconciling && verdict.is == Is::True);
-    let operation = operation(observed, plan, &before, created, ready, busy);
+    let operation = operation(observed, plan, &before, answered, ready, busy);
     let mut history = before.history.clone();
     if let (Some(done), None) = (&before.operation, &operation)
         && done.kind != OperationType::Delete
     {
         history.insert(0, finished(done, version.as_deref(), observed.now));
         history.truncate(HISTORY_LIMIT);
-    } else if operation.is_none() && !created && ready {
+    } else if operation.is_none() && !answered && ready {
         let started_at =
             Time(observed.cluster.metadata.creation_timestamp.as_ref().map_or(observed.now, |time| time.0));
         let done = Operation {
@@ -142,6 +139,14 @@ pub fn derive(observed: &Observed, plan: &Plan, failure: Option<&Failure>) -> Te
         operation,
         pending: plan.pending.clone(),
         history,
+    }
+}
+
+/// The version that answered through the endpoint just now.
+fn serving(observed: &Observed) -> Option<&str> {
+    match &observed.fresh_probe(FRESH_SECONDS)?.answer {
+        Answer::Serving { version } => Some(version),
+        Answer::Failed { .. } => None,
     }
 }
 
@@ -274,8 +279,9 @@ fn etcd_healthy(observed: &Observed, created: bool) -> Verdict {
         Health::Unknown if !created => verdict(Is::False, Reason::Creating, "etcd is starting".into()),
         Health::Unknown => verdict(Is::False, Reason::QuorumLost, trouble_of_etcd(observed)),
         Health::Healthy => {
-            let wanted = observed.cluster.spec.etcd.replicas;
-            verdict(Is::True, Reason::MembersHealthy, format!("{wanted} of {wanted} members are healthy"))
+            let voters =
+                observed.etcd.iter().flat_map(|etcd| &etcd.members).filter(|member| !member.learner).count();
+            verdict(Is::True, Reason::MembersHealthy, format!("{voters} of {voters} members are healthy"))
         }
         Health::Degraded(names) => verdict(
             Is::False,
@@ -391,26 +397,31 @@ fn operation(
     observed: &Observed,
     plan: &Plan,
     before: &TenantClusterStatus,
-    created: bool,
+    answered: bool,
     ready: bool,
     busy: bool,
 ) -> Option<Operation> {
     let spec = &observed.cluster.spec;
+    let under_way = |kind| before.operation.as_ref().filter(|operation| operation.kind == kind);
     let (kind, target, step) = if observed.deleting() {
         (OperationType::Delete, String::new(), deletion_step(observed))
-    } else if !busy || plan.problems.iter().any(Problem::blocks_everything) {
+    } else if spec.paused || plan.problems.iter().any(Problem::blocks_everything) {
+        // It stands still, which is no success.
+        return before.operation.clone();
+    } else if !busy {
         return None;
-    } else if !created && !ready {
+    } else if !answered && !ready {
         (OperationType::Create, spec.version.clone(), "starting the control plane".to_owned())
-    } else if let (Some(step), true) = (etcd::next_step(observed), created) {
+    } else if rollout::unsettled(observed) && (!answered || under_way(OperationType::Create).is_some()) {
+        // The first of its API servers answers.
+        (OperationType::Create, spec.version.clone(), roll_step(observed))
+    } else if let Some(step) = etcd::next_step(observed) {
         (OperationType::ScaleEtcd, format!("{} members", spec.etcd.replicas), etcd::tell(&step))
-    } else if let (Some(scaling), true) = (
-        before.operation.as_ref().filter(|operation| operation.kind == OperationType::ScaleEtcd),
-        rollout::unsettled(observed),
-    ) {
+    } else if let (Some(scaling), true) = (under_way(OperationType::ScaleEtcd), rollout::unsettled(observed))
+    {
         // API servers learn of the members: the last part of the same operation.
         (scaling.kind, scaling.target.clone(), roll_step(observed))
-    } else if rollout::unsettled(observed) && created {
+    } else if rollout::unsettled(observed) {
         (OperationType::Roll, spec.version.clone(), roll_step(observed))
     } else if let (Some(current), false) = (&before.operation, ready) {
         (current.kind, current.target.clone(), current.step.clone())
@@ -427,6 +438,8 @@ fn operation(
     let started_at =
         same.map(|operation| operation.started_at.clone()).or(since.cloned()).unwrap_or(Time(observed.now));
     let waiting = waiting(observed, same);
+    // What namespaces and members are called, and what keeps them, is not ours to bound.
+    let (target, step) = (target.chars().take(256).collect(), step.chars().take(512).collect());
     Some(Operation { kind, target, step, started_at, waiting })
 }
 

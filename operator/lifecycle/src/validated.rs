@@ -6,6 +6,7 @@ use kaas_crds::status::Owner;
 use kaas_crds::tenant_cluster::EndpointType;
 use kaas_crds::{KubernetesReleaseSpec, Reason, name};
 
+use crate::etcd::{self, Health};
 use crate::key_material;
 use crate::observed::Observed;
 
@@ -96,6 +97,15 @@ pub fn validate(observed: &Observed) -> (Option<&KubernetesReleaseSpec>, Vec<Pro
     }
     problems.extend(adoption(observed));
     problems.extend(namespace(observed));
+    if let Health::DataLost(fact) = etcd::health(observed) {
+        problems.push(Problem {
+            reason: Reason::DataLost,
+            message: format!(
+                "{fact}; nothing is made anew unasked: restore a snapshot, or delete this TenantCluster and create it again"
+            ),
+            owner: Owner::Platform,
+        });
+    }
     (release, problems)
 }
 

@@ -155,7 +155,8 @@ pub(super) async fn run(context: &Context, catalogue: Catalogue) {
         .reconcile_on(stream::select_all(WAKING.map(|kind| changes(client, kind).boxed())))
         .reconcile_all_on(catalogue.changes())
         .graceful_shutdown_on(context.stop.clone().cancelled_owned());
-    let usage = kubernetes_release::keep_usage(context.clone(), reader.clone(), catalogue.clone(), world.clone());
+    let usage =
+        kubernetes_release::keep_usage(context.clone(), reader.clone(), catalogue.clone(), world.clone());
     let orphans = orphan::report(context.clone(), reader);
     let turns = controller.run(reconcile, back_off, world).for_each(|turn| async {
         if let Err(error) = turn {
@@ -280,6 +281,13 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
                 if observed.deleting() && observed.own_namespace().is_none() && !plan.is_empty() {
                     world.tenants.forget(&observed.tenant.uid);
                     return Ok(Action::requeue(Duration::from_secs(5)));
+                }
+                // An operator that has just started knows nothing of the endpoint yet. What its predecessor saw stands
+                // until the first probe ends, which wakes this tenant again: otherwise each restart of the operator
+                // would take Ready back from every tenant for a moment.
+                let unheard = observed.probe.is_none() && world.tenants.probed(&observed.tenant.uid);
+                if unheard && !observed.deleting() && observed.cluster.status.is_some() {
+                    return Ok(next(&plan));
                 }
                 let status = report::derive(&observed, &plan, None);
                 publish(&tools, &world.recorder, &observed, &status).await?;

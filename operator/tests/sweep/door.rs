@@ -43,7 +43,13 @@ fn chain(pem: &str) -> Vec<CertificateDer<'static>> {
 
 impl Behind {
     /// A server that asks for a client certificate.
-    pub(crate) fn tls(address: SocketAddr, protocol: &'static str, authority: &str, certificate: &str, key: &str) -> Self {
+    pub(crate) fn tls(
+        address: SocketAddr,
+        protocol: &'static str,
+        authority: &str,
+        certificate: &str,
+        key: &str,
+    ) -> Self {
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
         let builder = ClientConfig::builder().with_root_certificates(roots(authority));
         let mut config = builder.with_client_auth_cert(chain(certificate), key).unwrap();

@@ -58,21 +58,10 @@ pub(crate) fn difference(wanted: &Picture, found: &Picture) -> String {
         match found.get(key) {
             None => lines.push(format!("  {key} is missing")),
             Some(other) if other != content => {
-                let (before, after): (Vec<&str>, Vec<&str>) =
-                    (content.lines().collect(), other.lines().collect());
                 lines.push(format!("  {key} differs"));
-                lines.extend(
-                    before
-                        .iter()
-                        .filter(|line| !after.contains(line))
-                        .map(|line| format!("    wanted {line}")),
-                );
-                lines.extend(
-                    after
-                        .iter()
-                        .filter(|line| !before.contains(line))
-                        .map(|line| format!("    found  {line}")),
-                );
+                let [before, after] =
+                    [content, other].map(|text| serde_json::from_str(text).unwrap_or_default());
+                compare("", &before, &after, &mut lines);
             }
             Some(_) => {}
         }
@@ -82,6 +71,25 @@ pub(crate) fn difference(wanted: &Picture, found: &Picture) -> String {
     );
     lines.truncate(60);
     lines.join("\n")
+}
+
+fn compare(path: &str, wanted: &Value, found: &Value, lines: &mut Vec<String>) {
+    match (wanted, found) {
+        (Value::Object(before), Value::Object(after)) => {
+            let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+            for key in keys {
+                let of = |map: &Map<String, Value>| map.get(key).cloned().unwrap_or_default();
+                compare(&format!("{path}/{key}"), &of(before), &of(after), lines);
+            }
+        }
+        (Value::Array(before), Value::Array(after)) if before.len() == after.len() => {
+            before.iter().zip(after).enumerate().for_each(|(at, (before, after))| {
+                compare(&format!("{path}/{at}"), before, after, lines);
+            });
+        }
+        _ if wanted != found => lines.push(format!("    {path}: wanted {wanted}, found {found}")),
+        _ => {}
+    }
 }
 
 /// What a Secret's entries say, without their bytes.
@@ -145,6 +153,11 @@ impl<'a> Eraser<'a> {
 
     fn object(&self, mut object: Value) -> Value {
         let generation = object.pointer("/metadata/generation").cloned();
+        // Known from where it stands; items of lists come without.
+        if let Some(object) = object.as_object_mut() {
+            object.remove("apiVersion");
+            object.remove("kind");
+        }
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             for field in ["uid", "resourceVersion", "creationTimestamp", "generation", "managedFields"] {
                 metadata.remove(field);

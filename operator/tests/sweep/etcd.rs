@@ -24,7 +24,8 @@ pub(crate) struct Etcd {
 impl Etcd {
     /// Starts it; blocks until it listens.
     pub(crate) fn start() -> Self {
-        let toolbox = Toolbox::with(&["etcd"], &Repository::find().unwrap(), &Cache::find().unwrap()).unwrap();
+        let toolbox =
+            Toolbox::with(&["etcd"], &Repository::find().unwrap(), &Cache::find().unwrap()).unwrap();
         let program = toolbox.program("etcd").unwrap().to_owned();
         let directory = tempfile::Builder::new().prefix("kaas-sweep-").tempdir().unwrap();
         let held = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());

@@ -38,6 +38,8 @@ pub(crate) enum Fault {
     StaleRead,
     /// The operator freezes before the write and another one takes over; when all is done the write arrives.
     LateWrite,
+    /// Somebody else is faster: a Secret of that name is there when the write arrives.
+    Taken,
 }
 
 impl Fault {
@@ -56,7 +58,7 @@ impl Fault {
 /// Defects for the test of the test: what an operator would do that has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Planted {
-    /// Writes carry no preconditions.
+    /// Applies carry no preconditions.
     Unconditional,
     /// The finalizer is never set.
     NoFinalizer,
@@ -168,7 +170,12 @@ impl Drop for Flight<'_> {
 }
 
 impl Wire {
-    pub(crate) fn new(base: Client, scope: Scope, strike: Option<Strike>, planted: Option<Planted>) -> Arc<Self> {
+    pub(crate) fn new(
+        base: Client,
+        scope: Scope,
+        strike: Option<Strike>,
+        planted: Option<Planted>,
+    ) -> Arc<Self> {
         Arc::new(Wire {
             base,
             scope,
@@ -304,7 +311,7 @@ impl Wire {
         let mut body = body.collect_bytes().await.map_err(BoxError::from)?.to_vec();
         let fault = self.note(&parts.method, &path);
         match self.planted {
-            Some(Planted::Unconditional) => body = unconditional(&body),
+            Some(Planted::Unconditional) if parts.method == Method::PATCH => body = unconditional(&body),
             Some(Planted::NoFinalizer) if sets_finalizer(&body) => {
                 return self.send(Request::get(&path).body(Body::empty())?).await;
             }
@@ -341,6 +348,14 @@ impl Wire {
                 let answer = forward(parts, body).await?;
                 self.state.lock().unwrap().stale = Some(Stale { path, before });
                 Ok(answer)
+            }
+            Some(Fault::Taken) => {
+                let (collection, name) = path.rsplit_once('/').unwrap();
+                let theirs = json!({"metadata": {"name": name}, "stringData": {"whose": "theirs"}});
+                let post = Request::post(collection).header("content-type", "application/json");
+                let made = self.send(post.body(Body::from(serde_json::to_vec(&theirs)?))?).await?;
+                assert_eq!(made.status().as_u16(), 201, "{path}");
+                forward(parts, body).await
             }
             Some(Fault::LateWrite) => {
                 self.state.lock().unwrap().held = Some((parts, body));
@@ -415,9 +430,6 @@ fn unconditional(body: &[u8]) -> Vec<u8> {
     if let Some(metadata) = document.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");
         metadata.remove("uid");
-    }
-    if let Some(document) = document.as_object_mut() {
-        document.remove("preconditions");
     }
     serde_json::to_vec(&document).unwrap()
 }

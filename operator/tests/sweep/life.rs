@@ -12,20 +12,23 @@ use k8s_openapi::api::core::v1::Secret;
 use kaas_crds::{TenantCluster, name};
 use kaas_pki::{Authority, Certificate, Kubeconfig, Request, Usages, Validity};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::door::Behind;
 use crate::equal::{Picture, difference, erase, picture};
 use crate::fault::{Fault, Planted, Scope, Strike, Target, Wire};
 use crate::forbidden;
 use crate::player::{Player, entry};
+use crate::record::resource;
 use crate::world::{Operator, Slot, World};
 
 /// An operation must be done after this, whatever went wrong: the longest pause of the operator that it can need is
 /// 5 s, and the machine may be busy.
-const LIMIT: Duration = Duration::from_secs(12);
+const LIMIT: Duration = Duration::from_secs(30);
 /// Nothing asked for so long is rest: longer than an operator bundles wakes (50 ms) and follows a probe (100 ms).
 const REST: Duration = Duration::from_millis(160);
 /// The same where nothing goes wrong and what is seen becomes the measure.
@@ -43,7 +46,11 @@ pub(crate) enum Operation {
     Shrinking,
     /// Every certificate is past two thirds of its life.
     Renewal,
+    /// Nothing is asked for; an operator starts and finds everything as it should be.
+    Restart,
     Deletion,
+    /// Deletion while the creation was broken off.
+    EarlyDeletion,
 }
 
 impl fmt::Display for Operation {
@@ -53,19 +60,28 @@ impl fmt::Display for Operation {
             Operation::Growth => "scaling 1 -> 3",
             Operation::Shrinking => "scaling 3 -> 1",
             Operation::Renewal => "renewal",
+            Operation::Restart => "restart",
             Operation::Deletion => "deletion",
+            Operation::EarlyDeletion => "early deletion",
         })
     }
 }
 
 impl Operation {
-    pub(crate) const ALL: [Operation; 5] = [
+    /// In the order in which one tenant can go through them; the last is for another one.
+    pub(crate) const ALL: [Operation; 7] = [
         Operation::Creation,
         Operation::Growth,
         Operation::Shrinking,
         Operation::Renewal,
+        Operation::Restart,
         Operation::Deletion,
+        Operation::EarlyDeletion,
     ];
+
+    fn deletes(self) -> bool {
+        matches!(self, Operation::Deletion | Operation::EarlyDeletion)
+    }
 }
 
 /// What one operation came to.
@@ -222,8 +238,34 @@ impl Life {
         }
     }
 
+    /// Waits until the watches have told what is there now: they are a moment behind.
+    async fn catch_up(&self) {
+        let (home, team) = (self.scope.home(), self.scope.team.as_str());
+        for (place, kind, name) in
+            [(team, "TenantCluster", CLUSTER), (&home, "Namespace", &home), (&home, "Secret", "authority")]
+        {
+            let kind_of = resource(kind);
+            let api: Api<DynamicObject> = match kind {
+                "Namespace" => Api::all_with(self.world.admin.clone(), &kind_of),
+                _ => Api::namespaced_with(self.world.admin.clone(), place, &kind_of),
+            };
+            let version = api.get_opt(name).await.unwrap().and_then(|found| found.metadata.resource_version);
+            let told = || {
+                let object = self.world.record.get(place, kind, name);
+                object.and_then(|object| object["metadata"]["resourceVersion"].as_str().map(str::to_owned))
+            };
+            let mut seen = u64::MAX;
+            while told() != version {
+                let places = [place];
+                let change = self.world.record.changed(&places, seen);
+                seen = timeout(LIMIT, change).await.expect("the watches tell what is there");
+            }
+        }
+    }
+
     /// What was seen in this life that may never be.
-    pub(crate) fn judge(&mut self) -> Vec<String> {
+    pub(crate) async fn judge(&mut self) -> Vec<String> {
+        self.catch_up().await;
         let log = self.world.record.take_log(&[&self.scope.home(), &self.scope.team]);
         let mut found = forbidden::judge(&log, &self.scope);
         found.extend(
@@ -240,14 +282,14 @@ impl Life {
         let clusters: Api<TenantCluster> = Api::namespaced(self.world.admin.clone(), &self.scope.team);
         match operation {
             // Asked for when the life began.
-            Operation::Creation => {}
+            Operation::Creation | Operation::Restart => {}
             Operation::Growth | Operation::Shrinking => {
                 let replicas = if operation == Operation::Growth { 3 } else { 1 };
                 let patch = Patch::Merge(json!({"spec": {"controlPlane": {"replicas": replicas}}}));
                 clusters.patch(CLUSTER, &PatchParams::default(), &patch).await.unwrap();
             }
             Operation::Renewal => self.age().await,
-            Operation::Deletion => {
+            Operation::Deletion | Operation::EarlyDeletion => {
                 clusters.delete(CLUSTER, &DeleteParams::default()).await.unwrap();
             }
         }
@@ -257,16 +299,14 @@ impl Life {
     async fn age(&mut self) {
         let home = self.scope.home();
         let authority = self.world.record.get(&home, "Secret", "authority").unwrap();
+        let now = Timestamp::now();
         let authorities = ["cluster-ca", "etcd-ca", "front-proxy-ca"].map(|name| {
             let part = |kind: &str| entry(&authority, &format!("{name}.{kind}")).unwrap();
-            Authority::load(&part("crt"), &part("key")).unwrap()
+            older(&part("crt"), &part("key"))
         });
-        let now = Timestamp::now();
-        // Of these six minutes five have passed; the last is enough for a run.
-        let validity = Validity {
-            not_before: now - SignedDuration::from_mins(5),
-            not_after: now + SignedDuration::from_mins(1),
-        };
+        // Ten of these twelve minutes have passed since they were made (and backdated by five); two are enough for a run.
+        let minutes = SignedDuration::from_mins;
+        let validity = Validity { not_before: now - minutes(15), not_after: now + minutes(2) };
         let again = |pem: &str| {
             let old = Certificate::parse(pem).unwrap();
             let signer = authorities.iter().find(|signer| old.is_issued_by(signer.certificate())).unwrap();
@@ -317,12 +357,21 @@ impl Life {
         }
     }
 
+    /// Secrets with aged certificates still.
+    fn still_aged(&self) -> Vec<&(String, String)> {
+        let aged = self.aged.iter().filter(|((place, name), version)| {
+            let live = self.world.record.get(place, "Secret", name);
+            live.is_some_and(|live| live["metadata"]["resourceVersion"] == version.as_str())
+        });
+        aged.map(|(secret, _)| secret).collect()
+    }
+
     /// Whether the operation looks done, judged by little: what it costs to look is paid at each change.
     fn looks_done(&self, operation: Operation) -> bool {
         let record = &self.world.record;
         let (home, team) = (self.scope.home(), &self.scope.team);
         let cluster = record.get(team, "TenantCluster", CLUSTER);
-        if operation == Operation::Deletion {
+        if operation.deletes() {
             return cluster.is_none() && record.live(&home).is_empty();
         }
         let Some(cluster) = cluster else { return false };
@@ -331,14 +380,10 @@ impl Life {
             let all = status["conditions"].as_array();
             all.into_iter().flatten().find(|one| one["type"] == kind).map(|one| one["status"] == "True")
         };
-        let aged = |((place, name), version): (&(String, String), &String)| {
-            let live = record.get(place, "Secret", name);
-            live.is_some_and(|live| live["metadata"]["resourceVersion"] == version.as_str())
-        };
         condition("Ready") == Some(true)
             && condition("Reconciling") == Some(false)
             && status["observedGeneration"] == cluster["metadata"]["generation"]
-            && (operation != Operation::Renewal || !self.aged.iter().any(aged))
+            && (operation != Operation::Renewal || self.still_aged().is_empty())
     }
 
     async fn await_end(&self, operation: Operation, wire: &Arc<Wire>, measure: Option<&Picture>) -> End {
@@ -380,19 +425,26 @@ impl Life {
         let status = self.world.record.get(&self.scope.team, "TenantCluster", CLUSTER);
         let summary = status.map(|found| found["status"]["summary"].to_string()).unwrap_or_default();
         let differs = measure.map(|measure| difference(measure, &found)).unwrap_or_else(|| {
-            let workloads = found.iter().filter(|(key, _)| ["StatefulSet", "Deployment", "Pod", "TenantCluster"].contains(&key.split(' ').next().unwrap()));
-            workloads.map(|(key, content)| {
-                let content: serde_json::Value = serde_json::from_str(content).unwrap();
-                format!("{key} {} {}", content["metadata"], content["status"])
-            }).collect::<Vec<_>>().join("\n")
+            let workloads = found.iter().filter(|(key, _)| {
+                ["StatefulSet", "Deployment", "Pod", "TenantCluster"]
+                    .contains(&key.split(' ').next().unwrap())
+            });
+            workloads
+                .map(|(key, content)| {
+                    let content: serde_json::Value = serde_json::from_str(content).unwrap();
+                    format!("{key} {} {}", content["metadata"], content["status"])
+                })
+                .collect::<Vec<_>>()
+                .join("\n")
         });
-        format!("not done after {} s, summary {summary}:\n{differs}", LIMIT.as_secs())
+        let aged = if operation == Operation::Renewal { self.still_aged() } else { Vec::new() };
+        format!("not done after {} s, summary {summary}, not renewed {aged:?}:\n{differs}", LIMIT.as_secs())
     }
 
     /// The world as it stands, with what is inside the tenant.
     async fn picture(&self, operation: Operation) -> Picture {
         let mut whole = picture(&self.world.record, &self.scope);
-        if operation != Operation::Deletion {
+        if !operation.deletes() {
             let port = self
                 .world
                 .record
@@ -408,6 +460,20 @@ impl Life {
         }
         whole
     }
+}
+
+/// The same authority as if it had been made a day before: no leaf may be older than the one that signs it.
+fn older(certificate: &str, key: &str) -> Authority {
+    let known = Certificate::parse(certificate).unwrap();
+    let pair = KeyPair::from_pem(key).unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, known.common_name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = OffsetDateTime::from_unix_timestamp(known.not_before.as_second() - 86_400).unwrap();
+    params.not_after = OffsetDateTime::from_unix_timestamp(known.not_after.as_second()).unwrap();
+    Authority::load(&params.self_signed(&pair).unwrap().pem(), key).unwrap()
 }
 
 /// What the operator keeps inside a tenant.

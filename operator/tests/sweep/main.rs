@@ -17,11 +17,12 @@ mod world;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::iter;
+use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
 use crate::fault::{Fault, Planted, Strike, Target};
@@ -30,6 +31,13 @@ use crate::world::World;
 
 /// So many lives are on their way at once: as many as there are tenants' servers.
 const AT_ONCE: usize = 4;
+
+/// All tests share one world, whose connections live in one runtime.
+fn run(test: impl Future<Output = ()>) {
+    static RUNTIME: LazyLock<Runtime> =
+        LazyLock::new(|| Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap());
+    RUNTIME.block_on(test);
+}
 
 /// Says it even when the test succeeds.
 fn tell(line: &str) {
@@ -41,13 +49,18 @@ fn tell(line: &str) {
 async fn measure(world: &Arc<World>, team: &str) -> (Measures, BTreeMap<Operation, Vec<Target>>) {
     let mut life = Life::begin(world, team, None).await;
     let (mut measures, mut writes) = (Measures::new(), BTreeMap::new());
-    for operation in Operation::ALL {
+    for operation in Operation::ALL.into_iter().filter(|operation| *operation != Operation::EarlyDeletion) {
         let outcome = life.perform(operation, None, &Measures::new()).await;
         assert_eq!(outcome.wrong, None, "{operation}, undisturbed");
+        if operation == Operation::Restart {
+            assert_eq!(outcome.writes, [], "an operator that starts into a settled world writes nothing");
+        }
         measures.insert(operation, outcome.picture);
         writes.insert(operation, outcome.writes);
     }
-    assert_eq!(life.judge(), Vec::<String>::new(), "undisturbed");
+    assert_eq!(life.judge().await, Vec::<String>::new(), "undisturbed");
+    // However far a creation came, its deletion leaves the same: nothing.
+    measures.insert(Operation::EarlyDeletion, measures[&Operation::Deletion].clone());
     (measures, writes)
 }
 
@@ -55,106 +68,202 @@ async fn measure(world: &Arc<World>, team: &str) -> (Measures, BTreeMap<Operatio
 fn strikes(operation: Operation, writes: &[Target]) -> Vec<Strike> {
     let at = |fault| writes.iter().map(move |target| Strike { target: target.clone(), fault });
     let only = std::env::var("SWEEP_ONLY").unwrap_or_default();
-    Fault::ALL.into_iter().flat_map(at).filter(|strike| format!("{operation}: {strike}").contains(&only)).collect()
+    Fault::ALL
+        .into_iter()
+        .flat_map(at)
+        .filter(|strike| format!("{operation}: {strike}").contains(&only))
+        .collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_fault_at_every_write_ends_in_the_same_world() {
-    let begin = Instant::now();
-    let world = World::shared().await;
-    tell(&format!("sweep: the management cluster is up after {:.1} s", begin.elapsed().as_secs_f32()));
-    let (measures, writes) = measure(&world, "measure").await;
-    for (operation, writes) in &writes {
-        let list: Vec<String> = writes.iter().map(ToString::to_string).collect();
-        tell(&format!("sweep: {operation} writes {}", list.join(", ")));
-    }
-    tell(&format!("sweep: measured after {:.1} s", begin.elapsed().as_secs_f32()));
+/// What happens in one life.
+struct Course {
+    /// The creation's operator dies here, and nobody goes on.
+    broken_off: Option<Strike>,
+    operations: Vec<(Operation, Option<Strike>)>,
+}
+
+/// Deals out all strikes to as few lives as will hold them: an operation ends in the measured world or the life ends,
+/// so that each starts as if nothing had gone wrong before.
+fn courses(writes: &BTreeMap<Operation, Vec<Target>>) -> Vec<Course> {
+    use Operation::{Creation, Deletion, EarlyDeletion, Growth, Renewal, Shrinking};
     let mut waiting: BTreeMap<Operation, Vec<Strike>> =
         writes.iter().map(|(operation, writes)| (*operation, strikes(*operation, writes))).collect();
-    let mut lives: Vec<Vec<(Operation, Option<Strike>)>> = Vec::new();
+    let mut courses = Vec::new();
     while waiting.values().any(|strikes| !strikes.is_empty()) {
         let mut next = |operation| waiting.get_mut(&operation).and_then(Vec::pop);
-        let mut plan: Vec<(Operation, Option<Strike>)> =
-            vec![(Operation::Creation, next(Operation::Creation))];
-        let (growth, shrinking) = (next(Operation::Growth), next(Operation::Shrinking));
+        let mut operations = vec![(Creation, next(Creation))];
+        let (growth, shrinking) = (next(Growth), next(Shrinking));
         if growth.is_some() || shrinking.is_some() {
-            plan.extend([(Operation::Growth, growth), (Operation::Shrinking, shrinking)]);
+            operations.extend([(Growth, growth), (Shrinking, shrinking)]);
         }
-        plan.extend(next(Operation::Renewal).map(|strike| (Operation::Renewal, Some(strike))));
-        plan.push((Operation::Deletion, next(Operation::Deletion)));
-        lives.push(plan);
+        for operation in [Renewal, Deletion] {
+            operations.extend(next(operation).map(|strike| (operation, Some(strike))));
+        }
+        courses.push(Course { broken_off: None, operations });
     }
-    let limit: usize =
-        std::env::var("SWEEP_LIVES").ok().and_then(|text| text.parse().ok()).unwrap_or(usize::MAX);
-    lives.truncate(limit);
-    let total = lives.len();
-    let (world, measures) = (&world, &measures);
-    let all: Vec<(Vec<Outcome>, Vec<String>)> = iter(lives.into_iter().enumerate())
-        .map(async |(number, plan)| {
-            let mut life = Life::begin(world, &format!("life-{number}"), None).await;
-            let mut outcomes = Vec::new();
-            for (operation, strike) in plan {
-                let outcome = life.perform(operation, strike, measures).await;
-                let stop = outcome.wrong.is_some();
-                if let (Ok(_), Some(wrong)) = (std::env::var("SWEEP_TELL"), &outcome.wrong) {
-                    tell(&format!("{} {:?} {wrong}", outcome.operation, outcome.strike.as_ref().map(ToString::to_string)));
-                }
-                outcomes.push(outcome);
-                if stop {
-                    break;
-                }
-            }
-            let forbidden = life.judge();
-            (outcomes, forbidden)
-        })
-        .buffer_unordered(AT_ONCE)
-        .collect()
-        .await;
-    report(&all, total, begin);
+    // From each point of a creation; the faults of the deletion take turns.
+    let crashes = strikes(EarlyDeletion, &writes[&Creation]).into_iter();
+    let mut faults = Fault::ALL.into_iter().cycle();
+    let mut targets = writes[&Deletion].iter().cycle();
+    for crash in crashes.filter(|strike| strike.fault == Fault::Crash) {
+        let strike =
+            targets.next().cloned().zip(faults.next()).map(|(target, fault)| Strike { target, fault });
+        courses.push(Course { broken_off: Some(crash), operations: vec![(EarlyDeletion, strike)] });
+    }
+    courses
 }
 
-fn report(all: &[(Vec<Outcome>, Vec<String>)], total: usize, begin: Instant) {
-    let mut wrong = Vec::new();
-    for operation in Operation::ALL {
-        let of: Vec<&Outcome> = all
+/// One life, and what was wrong in it.
+struct Ended {
+    course: Course,
+    outcomes: Vec<Outcome>,
+    forbidden: Vec<String>,
+}
+
+async fn live(world: &Arc<World>, team: &str, course: Course, measures: &Measures) -> Ended {
+    let mut life = Life::begin(world, team, None).await;
+    if let Some(strike) = course.broken_off.clone() {
+        life.half(strike).await;
+    }
+    let mut outcomes = Vec::new();
+    for (operation, strike) in course.operations.clone() {
+        let outcome = life.perform(operation, strike, measures).await;
+        let stop = outcome.wrong.is_some();
+        outcomes.push(outcome);
+        if stop {
+            break;
+        }
+    }
+    let forbidden = life.judge().await;
+    Ended { course, outcomes, forbidden }
+}
+
+#[test]
+fn every_fault_at_every_write_ends_in_the_same_world() {
+    run(async {
+        let begin = Instant::now();
+        let world = World::shared().await;
+        tell(&format!("sweep: the management cluster is up after {:.1} s", begin.elapsed().as_secs_f32()));
+        let (measures, writes) = measure(&world, "measure").await;
+        tell(&format!("sweep: measured after {:.1} s", begin.elapsed().as_secs_f32()));
+        let courses = courses(&writes);
+        let total = courses.len();
+        let (world, measures) = (&world, &measures);
+        let verbose = std::env::var("SWEEP_TELL").is_ok();
+        let ended: Vec<Ended> = iter(courses.into_iter().enumerate())
+            .map(async |(number, course)| {
+                let ended = live(world, &format!("life-{number}"), course, measures).await;
+                if verbose {
+                    let after = begin.elapsed().as_secs_f32();
+                    tell(&format!("life {number} of {total}, {after:.1} s: {:?}", ended.wrong()));
+                }
+                ended
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        report(&ended, &writes);
+        tell(&format!("sweep: {total} lives in {:.1} s", begin.elapsed().as_secs_f32()));
+        let wrong: Vec<String> = ended.iter().flat_map(Ended::wrong).collect();
+        assert!(wrong.is_empty(), "{} findings:\n{}", wrong.len(), wrong.join("\n"));
+    });
+}
+
+#[test]
+fn planted_bugs_are_found() {
+    run(async {
+        let world = World::shared().await;
+        let at = |what: &str, fault| Strike { target: Target { what: what.into(), earlier: 0 }, fault };
+
+        // Applies without preconditions: a former leader's late write replaces the authorities under a running cluster.
+        let mut life = Life::begin(&world, "unconditional", Some(Planted::Unconditional)).await;
+        let strike = at("apply secrets/authority", Fault::LateWrite);
+        let outcome = life.perform(Operation::Creation, Some(strike), &Measures::new()).await;
+        assert_eq!((outcome.fired, outcome.wrong), (true, None));
+        let found = life.judge().await;
+        assert!(found.iter().any(|what| what.contains("the authorities were made anew")), "{found:?}");
+
+        // No finalizer: the object could go and leave its namespace behind.
+        let mut life = Life::begin(&world, "no-finalizer", Some(Planted::NoFinalizer)).await;
+        assert!(life.half(at("apply namespaces/kaas-UID", Fault::Crash)).await);
+        let found = life.judge().await;
+        assert!(found.iter().any(|what| what.contains("finalizer")), "{found:?}");
+    });
+}
+
+#[test]
+fn a_secret_of_somebody_else_is_not_overwritten() {
+    run(async {
+        let world = World::shared().await;
+        let mut life = Life::begin(&world, "taken", None).await;
+        let target = Target { what: "apply secrets/blue-kubeconfig of the team".into(), earlier: 0 };
+        let strike = Strike { target, fault: Fault::Taken };
+        let outcome = life.perform(Operation::Creation, Some(strike), &Measures::new()).await;
+        assert!(outcome.fired);
+        assert_eq!(outcome.wrong, None);
+        let secret = world.record.get(&life.scope().team, "Secret", "blue-kubeconfig").unwrap();
+        let entries: Vec<&String> = secret["data"].as_object().unwrap().keys().collect();
+        assert_eq!(entries, ["whose"]);
+        let cluster = &outcome.picture["TenantCluster blue"];
+        assert!(cluster.contains("SecretNameTaken"), "{cluster}");
+        assert_eq!(life.judge().await, Vec::<String>::new());
+    });
+}
+
+fn told(strike: Option<&Strike>) -> String {
+    strike.map_or("undisturbed".to_owned(), ToString::to_string)
+}
+
+impl Ended {
+    /// What is wrong with it, each with all that was done to it.
+    fn wrong(&self) -> Vec<String> {
+        let mut wrong: Vec<String> = self
+            .outcomes
             .iter()
-            .flat_map(|(outcomes, _)| outcomes)
-            .filter(|outcome| outcome.operation == operation)
+            .filter_map(|outcome| {
+                let what = outcome.wrong.as_ref()?;
+                Some(format!("{}: {}: {what}", outcome.operation, told(outcome.strike.as_ref())))
+            })
             .collect();
+        if !self.forbidden.is_empty() {
+            let broken_off = self.course.broken_off.iter().map(|strike| format!("broken off: {strike}"));
+            let rest = self
+                .outcomes
+                .iter()
+                .map(|outcome| format!("{}: {}", outcome.operation, told(outcome.strike.as_ref())));
+            let story: Vec<String> = broken_off.chain(rest).collect();
+            wrong.push(format!("forbidden in [{}]: {}", story.join("; "), self.forbidden.join("; ")));
+        }
+        wrong
+    }
+}
+
+/// A line for each operation.
+fn report(ended: &[Ended], writes: &BTreeMap<Operation, Vec<Target>>) {
+    for operation in Operation::ALL {
+        let outcomes = ended.iter().flat_map(|ended| &ended.outcomes);
+        let of: Vec<&Outcome> = outcomes.filter(|outcome| outcome.operation == operation).collect();
         let struck: Vec<&&Outcome> = of.iter().filter(|outcome| outcome.strike.is_some()).collect();
+        if struck.is_empty() {
+            continue;
+        }
         let missed: Vec<String> = struck
             .iter()
             .filter(|outcome| !outcome.fired)
             .filter_map(|outcome| outcome.strike.as_ref().map(ToString::to_string))
             .collect();
-        let mean =
-            of.iter().map(|outcome| outcome.took).sum::<Duration>() / u32::try_from(of.len().max(1)).unwrap();
+        let mean = of.iter().map(|outcome| outcome.took).sum::<Duration>() / u32::try_from(of.len()).unwrap();
         let slowest = of.iter().max_by_key(|outcome| outcome.took);
+        let points = if operation == Operation::EarlyDeletion { Operation::Creation } else { operation };
         tell(&format!(
-            "sweep: {operation:<14} {} runs, {} not reached {missed:?}, mean {:.2} s, longest {:.2} s ({})",
+            "sweep: {operation:<14} k = 1..{}, {} faults, {} runs, mean {:.2} s, longest {:.2} s ({}), not reached: {}",
+            writes[&points].len(),
+            Fault::ALL.len(),
             struck.len(),
-            missed.len(),
             mean.as_secs_f32(),
             slowest.map_or(0.0, |outcome| outcome.took.as_secs_f32()),
-            slowest
-                .and_then(|outcome| outcome.strike.as_ref())
-                .map_or("undisturbed".to_owned(), ToString::to_string),
+            slowest.map_or(String::new(), |outcome| told(outcome.strike.as_ref())),
+            if missed.is_empty() { "none".to_owned() } else { missed.join(", ") },
         ));
-        for outcome in of.iter().filter(|outcome| outcome.wrong.is_some()) {
-            let strike = outcome.strike.as_ref().map_or("undisturbed".to_owned(), ToString::to_string);
-            wrong.push(format!("{operation}, {strike}: {}", outcome.wrong.as_deref().unwrap_or_default()));
-        }
     }
-    for (outcomes, forbidden) in all.iter().filter(|(_, forbidden)| !forbidden.is_empty()) {
-        let strikes: Vec<String> = outcomes
-            .iter()
-            .map(|outcome| {
-                let strike = outcome.strike.as_ref().map_or("undisturbed".to_owned(), ToString::to_string);
-                format!("{}: {strike}", outcome.operation)
-            })
-            .collect();
-        wrong.push(format!("forbidden in [{}]: {forbidden:?}", strikes.join("; ")));
-    }
-    tell(&format!("sweep: {total} lives in {:.1} s", begin.elapsed().as_secs_f32()));
-    assert!(wrong.is_empty(), "{} findings:\n{}", wrong.len(), wrong.join("\n"));
 }

@@ -106,18 +106,19 @@ impl Player {
         let _ = self.api("Pod").delete(text(pod, "/metadata/name"), &now).await;
     }
 
-    /// The namespace controller: everything goes, pods in their own time, and at last the namespace.
+    /// The namespace controller: pods go in their own time, then everything else, and at last the namespace.
     async fn empty(&self) {
         let all = ListParams::default();
-        let removals = namespaced_kinds().map(|kind| {
-            let api = self.api(kind);
-            let all = &all;
-            async move { api.delete_collection(&DeleteParams::default(), all).await.is_ok() }
-        });
-        let removed = join_all(removals).await.into_iter().all(|done| done);
-        let pods = self.api("Pod").list(&all).await.map_or(usize::MAX, |pods| pods.items.len());
-        if !removed || pods > 0 {
+        let default = DeleteParams::default();
+        let pods =
+            self.api("Pod").delete_collection(&default, &all).await.ok().and_then(|answer| answer.left());
+        if pods.is_none_or(|pods| !pods.items.is_empty()) {
             // Each pod that goes is a change, and leads back here.
+            return;
+        }
+        let kinds = namespaced_kinds().filter(|kind| *kind != "Pod");
+        let removals = kinds.map(async |kind| self.api(kind).delete_collection(&default, &all).await.is_ok());
+        if !join_all(removals).await.into_iter().all(|done| done) {
             return;
         }
         let namespace = json!({
@@ -296,10 +297,10 @@ impl Player {
 /// Whether everything is there that a kubelet mounts or reads before it starts containers.
 fn mountable(pod: &Value, live: &Live) -> bool {
     let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
-    let projected = volumes.flat_map(|volume| {
-        volume["projected"]["sources"].as_array().into_iter().flatten().chain([volume])
-    });
-    let sources = projected.flat_map(|source| [("Secret", &source["secret"]), ("ConfigMap", &source["configMap"])]);
+    let projected = volumes
+        .flat_map(|volume| volume["projected"]["sources"].as_array().into_iter().flatten().chain([volume]));
+    let sources =
+        projected.flat_map(|source| [("Secret", &source["secret"]), ("ConfigMap", &source["configMap"])]);
     let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
     let variables = containers.flat_map(|container| container["env"].as_array().into_iter().flatten());
     let variables = variables.map(|variable| ("ConfigMap", &variable["valueFrom"]["configMapKeyRef"]));

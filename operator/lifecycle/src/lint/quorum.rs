@@ -37,7 +37,9 @@ impl Members {
 
     /// Whether the pod is that of a voter, as far as is known.
     pub(super) fn votes(&self, pod: &str) -> bool {
-        self.known.as_ref().is_none_or(|members| members.iter().any(|member| member.voter && member.name == pod))
+        self.known
+            .as_ref()
+            .is_none_or(|members| members.iter().any(|member| member.voter && member.name == pod))
     }
 
     /// An order to etcd.

@@ -1,9 +1,13 @@
 //! Scenarios: days in the life of a tenant cluster, with a clock that only tests move.
 #![cfg(test)]
 
+mod anything;
+mod breaches;
 mod creation;
 mod deletion;
 mod membership;
+mod properties;
 mod revisions;
 mod safety;
+mod schema;
 mod world;

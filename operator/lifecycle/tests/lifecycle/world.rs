@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kaas_crds::kubernetes_release::{EtcdRelease, Images};
-use kaas_crds::{KubernetesReleaseSpec, TenantCluster, TenantClusterSpec};
+use kaas_crds::{KubernetesReleaseSpec, TenantCluster, TenantClusterSpec, TenantClusterStatus};
 use kaas_lifecycle::action::{Action, CertificateRequest, EtcdOrder, Issue, Material, Precondition};
 use kaas_lifecycle::difference::digest;
 use kaas_lifecycle::lint;
@@ -48,7 +48,7 @@ pub(crate) struct World {
     /// Status writes so far.
     pub(crate) status_writes: u64,
     /// What is on members' volumes: the volume, and the ID of the member that wrote it.
-    data: BTreeMap<String, (String, u64)>,
+    pub(crate) data: BTreeMap<String, (String, u64)>,
     version: u64,
 }
 
@@ -195,7 +195,8 @@ impl World {
         if healthy == 0 {
             return None;
         }
-        let leader = if healthy > voters / 2 { self.leader } else { 0 };
+        let led = members.iter().any(|member| member.id == self.leader && !member.learner && member.healthy);
+        let leader = if led && healthy > voters / 2 { self.leader } else { 0 };
         Some(Etcd { cluster_id: format!("{:x}", self.etcd_id), leader, members, alarms: vec![] })
     }
 
@@ -412,6 +413,7 @@ impl World {
             }
         }
         self.pods.retain(|pod| !pod.terminating);
+        self.elect();
         if self.namespaces.first().is_some_and(|namespace| namespace.terminating) {
             if self.pods.is_empty() {
                 self.namespaces.clear();
@@ -428,6 +430,17 @@ impl World {
             .collect();
         for reference in workloads {
             self.workload(&reference);
+        }
+    }
+
+    /// Without a leader, a quorum gives itself another.
+    fn elect(&mut self) {
+        let Some(etcd) = self.etcd().filter(|etcd| etcd.leader == 0) else { return };
+        let voters: Vec<&Member> = etcd.members.iter().filter(|member| !member.learner).collect();
+        let up: Vec<u64> = voters.iter().filter(|member| member.healthy).map(|member| member.id).collect();
+        if up.len() > voters.len() / 2 {
+            self.leader = up[0];
+            self.version += 1;
         }
     }
 
@@ -568,16 +581,29 @@ impl World {
         });
     }
 
+    /// A new status.
+    pub(crate) fn put_status(&mut self, status: TenantClusterStatus) {
+        self.cluster.status = Some(status);
+        self.cluster.metadata.resource_version = Some(self.next());
+        self.status_writes += 1;
+    }
+
     /// One reconcile: passes of observing, planning and acting, then the report. Gives the plans that did something.
     pub(crate) fn reconcile(&mut self) -> Vec<Plan> {
         let mut done = Vec::new();
-        for _ in 0..6 {
+        // From five members to one is two passes a member, and a few before and after.
+        for _ in 0..12 {
             if self.gone {
                 return done;
             }
             let observed = self.observe();
             let plan = plan(&observed);
-            assert_eq!(lint::check(&observed, &plan), [], "in {:?}", plan.waves.iter().flatten().map(told).collect::<Vec<_>>());
+            assert_eq!(
+                lint::check(&observed, &plan),
+                [],
+                "in {:?}",
+                plan.waves.iter().flatten().map(told).collect::<Vec<_>>()
+            );
             let again = !plan.is_empty() && !observed.deleting();
             for action in plan.waves.iter().flatten() {
                 self.act(action).unwrap();
@@ -586,9 +612,7 @@ impl World {
                 if !self.gone {
                     let status = report::derive(&observed, &plan, None);
                     if report::worth_writing(&observed, self.cluster.status.as_ref(), &status) {
-                        self.cluster.status = Some(status);
-                        self.cluster.metadata.resource_version = Some(self.next());
-                        self.status_writes += 1;
+                        self.put_status(status);
                     }
                 }
                 if !plan.is_empty() {
@@ -600,7 +624,9 @@ impl World {
         }
         panic!(
             "two writers undo each other: {:?}",
-            done.last().unwrap().waves.iter().flatten().map(told).collect::<Vec<_>>()
+            done.iter()
+                .map(|plan| plan.waves.iter().flatten().map(told).collect::<Vec<_>>())
+                .collect::<Vec<_>>()
         );
     }
 
