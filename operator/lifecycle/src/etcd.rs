@@ -400,9 +400,13 @@ pub fn restart(observed: &Observed) -> Option<Action> {
     if !whole {
         // A pod that cannot even start takes nothing away when it is replaced.
         let broken = outdated.iter().find(|pod| !pod.ready && !pod.terminating && pod.trouble.is_some())?;
-        let others_ready =
-            pods.iter().filter(|pod| pod.uid != broken.uid).all(|pod| pod.ready && !pod.terminating);
-        return (others_ready && replicas > 1).then(|| delete(observed, broken));
+        let others = pods.iter().filter(|pod| pod.uid != broken.uid);
+        let others_ready = others.clone().all(|pod| pod.ready && !pod.terminating);
+        // Pods tell of processes; whether the others hold the data, members tell.
+        let mut voters =
+            etcd.members.iter().filter(|member| member_name(member).as_ref() != Some(&broken.name));
+        let others_well = etcd.leader != 0 && voters.all(|member| member.healthy && !member.learner);
+        return (others_ready && others_well && replicas > 1).then(|| delete(observed, broken));
     }
     if health(observed) != Health::Healthy {
         return None;
