@@ -115,9 +115,9 @@ const FLOWS: &[Flow] = &[
         run: scale::api_servers,
     },
     Flow {
-        name: "killed processes of a control plane come back on their data",
+        name: "a killed etcd member comes back on its data",
         local_only: Some(BELOW),
-        run: chaos::processes_come_back,
+        run: chaos::the_member_comes_back,
     },
     Flow {
         name: "a killed operator is replaced",
@@ -145,6 +145,11 @@ const FLOWS: &[Flow] = &[
 
 /// What takes longer than a person waits for a test run.
 const LONG: &[Flow] = &[
+    Flow {
+        name: "killed processes of a control plane come back on their data",
+        local_only: Some(BELOW),
+        run: chaos::processes_come_back,
+    },
     Flow { name: "three members lose their leader", local_only: Some(BELOW), run: chaos::a_leader_is_lost },
     Flow {
         name: "etcd scales 1 -> 3 -> 5 -> 3 -> 1 under load",
