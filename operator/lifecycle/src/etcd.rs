@@ -28,7 +28,7 @@ pub const CLUSTER_ID_KEY: &str = "cluster-id";
 pub const STATE_KEY: &str = "ETCD_INITIAL_CLUSTER_STATE";
 
 /// Most members that there can be, whatever a spec says.
-const MOST: i32 = 5;
+pub(crate) const MOST: i32 = 5;
 
 /// Grace period of a member: its log is synced at every write, so that nothing is gained by waiting for clients'
 /// watches, which never end (etcd holds its listener closed for 5 s + 2 x election timeout while it waits).

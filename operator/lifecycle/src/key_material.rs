@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::action::{Action, Authority, CertificateRequest, Issue, Material, Precondition, Usage};
 use crate::difference::digest;
 use crate::endpoint::{self, PORT};
+use crate::etcd;
 use crate::object::{Kind, Object, Reference};
 use crate::observed::{Certificate, Observed, Secret};
 
@@ -25,8 +26,6 @@ pub const AUTHORITY_SECRET: &str = "authority";
 pub const OPERATOR_SECRET: &str = "operator";
 /// Directory where pods find their key material.
 pub const DIRECTORY: &str = "/etc/kubernetes/pki";
-/// Most members that etcd can have. Their names are all in the certificates, so that growing needs no new ones.
-const MEMBERS: i32 = 5;
 
 /// What must be made now, the authorities first.
 pub fn due(observed: &Observed) -> Vec<Action> {
@@ -174,7 +173,8 @@ fn leaves(observed: &Observed) -> Vec<Leaves> {
 
 fn etcd_certificates(namespace: &str) -> Vec<CertificateRequest> {
     let service = format!("etcd.{namespace}.svc");
-    let members = (0..MEMBERS).map(|index| format!("etcd-{index}.{service}"));
+    // All that there can be, so that growing needs no new certificates.
+    let members = (0..etcd::MOST).map(|index| format!("etcd-{index}.{service}"));
     let dns_names: Vec<String> = members.chain([service.clone(), "localhost".into()]).collect();
     ["server", "peer"]
         .map(|name| CertificateRequest {

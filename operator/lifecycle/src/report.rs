@@ -19,7 +19,7 @@ use crate::key_material;
 use crate::observed::{Answer, Observed};
 use crate::plan::Plan;
 use crate::rollout::{self, Count};
-use crate::validated::Problem;
+use crate::validated::{Problem, data_lost};
 
 /// Evidence of a request through the endpoint counts for so long, in seconds: two probes and their time-outs.
 const FRESH_SECONDS: i64 = 25;
@@ -223,12 +223,6 @@ fn balancer_pending(observed: &Observed) -> bool {
     observed.cluster.spec.control_plane.endpoint.kind == EndpointType::LoadBalancer
         && endpoint::host(observed).is_none()
         && observed.pods_of(component::KUBE_APISERVER).any(|pod| pod.ready)
-}
-
-fn data_lost(fact: &str) -> String {
-    format!(
-        "{fact}; nothing is made anew unasked: restore a snapshot, or delete this TenantCluster and create it again"
-    )
 }
 
 fn available(observed: &Observed, created: bool) -> Verdict {

@@ -100,9 +100,7 @@ pub fn validate(observed: &Observed) -> (Option<&KubernetesReleaseSpec>, Vec<Pro
     if let Health::DataLost(fact) = etcd::health(observed) {
         problems.push(Problem {
             reason: Reason::DataLost,
-            message: format!(
-                "{fact}; nothing is made anew unasked: restore a snapshot, or delete this TenantCluster and create it again"
-            ),
+            message: data_lost(&fact),
             owner: Owner::Platform,
         });
     }
@@ -155,4 +153,11 @@ fn namespace(observed: &Observed) -> Option<Problem> {
         }),
         _ => None,
     }
+}
+
+/// What is said of data that is not the data that was, wherever it is said.
+pub(crate) fn data_lost(fact: &str) -> String {
+    format!(
+        "{fact}; nothing is made anew unasked: restore a snapshot, or delete this TenantCluster and create it again"
+    )
 }
