@@ -126,6 +126,12 @@ const FLOWS: &[Flow] = &[
     },
     Flow { name: "etcd scales 1 -> 3 -> 1 under load", local_only: Some(UNREACHABLE), run: scale::members },
     Flow {
+        name: "killed processes of a control plane come back on their data",
+        local_only: Some(BELOW),
+        run: chaos::processes_come_back,
+    },
+    Flow { name: "three members lose their leader", local_only: Some(BELOW), run: chaos::a_leader_is_lost },
+    Flow {
         name: "a stranger does not reach etcd",
         local_only: None,
         run: policy::a_stranger_does_not_reach_etcd,
@@ -145,12 +151,6 @@ const FLOWS: &[Flow] = &[
 
 /// What takes longer than a person waits for a test run.
 const LONG: &[Flow] = &[
-    Flow {
-        name: "killed processes of a control plane come back on their data",
-        local_only: Some(BELOW),
-        run: chaos::processes_come_back,
-    },
-    Flow { name: "three members lose their leader", local_only: Some(BELOW), run: chaos::a_leader_is_lost },
     Flow {
         name: "etcd scales 1 -> 3 -> 5 -> 3 -> 1 under load",
         local_only: Some(UNREACHABLE),

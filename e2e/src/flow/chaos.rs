@@ -280,12 +280,12 @@ pub(super) fn a_leader_is_lost(stage: &Stage) -> Result<(), Error> {
     stage.await_settled(name)?;
     let home = stage.home(name)?;
     let killed = broken(stage, name, "the leader of three is killed", || {
-        let leader = leader(stage, name)?;
+        let leader = scale::leader(stage, name)?;
         kill(stage, &[&format!("etcd --name={leader}"), &home])
     })?;
     gap_at_most(&killed, ELECTION_GAP)?;
     let deleted = broken(stage, name, "the pod of the leader of three is deleted", || {
-        let leader = leader(stage, name)?;
+        let leader = scale::leader(stage, name)?;
         let what = ["delete", "pod", &leader, "--grace-period=0", "--force"];
         stage.kubectl.run(&[&["--namespace", home.as_str()], what.as_slice()].concat()).map(drop)
     })?;
@@ -311,17 +311,6 @@ fn gap_at_most(outcome: &Outcome, most: Duration) -> Result<(), Error> {
             most.as_secs()
         )
     })
-}
-
-/// The member that leads.
-fn leader(stage: &Stage, name: &str) -> Result<String, Error> {
-    let list = scale::etcdctl(stage, name, &["member", "list"])?;
-    let status = scale::etcdctl(stage, name, &["endpoint", "status"])?;
-    let leads = at(&status, "/0/Status/leader");
-    let members = at(&list, "/members").as_array().cloned().unwrap_or_default();
-    let found = members.iter().find(|member| at(member, "/ID") == leads);
-    let name = found.and_then(|member| at(member, "/name").as_str()).map(str::to_owned);
-    name.ok_or_else(|| Error::Invalid(format!("no member leads: {status} {list}")))
 }
 
 pub(super) fn the_operator_is_replaced(stage: &Stage) -> Result<(), Error> {

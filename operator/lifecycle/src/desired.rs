@@ -25,6 +25,7 @@ use kaas_crds::name::{COMPONENT_LABEL, MANAGED_BY, MANAGED_BY_LABEL};
 use kaas_crds::{KubernetesReleaseSpec, TenantClusterSpec};
 use serde_json::{Value, json};
 
+pub(crate) use self::etcd::etcd_lone_host;
 pub use self::etcd::{
     EtcdBootstrap, EtcdIdentity, SEVERAL_ELECTION_TIMEOUT, etcd_client_url, etcd_member_name, etcd_peer_url,
 };
@@ -90,6 +91,7 @@ pub fn surroundings(
 ) -> Vec<Object> {
     let mut objects = vec![
         etcd::service(inputs),
+        etcd::lone_service(inputs),
         apiserver::service(inputs),
         etcd::bootstrap(inputs, bootstrap),
         apiserver::authentication(inputs),

@@ -6,6 +6,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::{SignedDuration, Timestamp};
 use kaas_crds::name::component;
 
 use crate::action::{Action, EtcdOrder};
@@ -33,6 +34,9 @@ pub(crate) const MOST: i32 = 5;
 /// Grace period of a member: its log is synced at every write, so that nothing is gained by waiting for clients'
 /// watches, which never end (etcd holds its listener closed for 5 s + 2 x election timeout while it waits).
 pub const GRACE_SECONDS: u32 = 1;
+
+/// Members that joined, and a restart that was, within so long belong to one and the same change of the membership.
+const RECENT: SignedDuration = SignedDuration::from_mins(10);
 
 /// How the members stand, in one word.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -423,6 +427,42 @@ pub fn restart(observed: &Observed) -> Option<Action> {
             }
         }
     }
+}
+
+/// After one member became several, and the first of them restarted for it, the leadership goes back to that one, which
+/// is the last to leave should they become fewer again. A move costs the few writes that are on their way: it is done
+/// now, in the one step that clients may notice, so that later steps need none.
+pub fn homecoming(observed: &Observed) -> Option<Action> {
+    let etcd = observed.etcd.as_ref().filter(|_| health(observed) == Health::Healthy)?;
+    let first = etcd.members.iter().find(|member| member.name == etcd_member_name(0))?;
+    if first.id == etcd.leader || !outdated(observed).is_empty() {
+        return None;
+    }
+    let pod = |name: &str| observed.pods_of(component::ETCD).find(|pod| pod.name == name);
+    let restarted = pod(&first.name)?.created;
+    let recent = |time: Timestamp| observed.now.duration_since(time) < RECENT;
+    let joined = etcd.members.iter().filter(|member| member.id != first.id).all(|member| {
+        let earlier = pod(&member.name).is_some_and(|pod| pod.created < restarted);
+        earlier && data_since(observed, &member.name).is_some_and(recent)
+    });
+    (joined && recent(restarted)).then_some(Action::Etcd(EtcdOrder::MoveLeader { to: first.id }))
+}
+
+/// Since when a member has its volume.
+fn data_since(observed: &Observed, member: &str) -> Option<Timestamp> {
+    match &observed.cluster.spec.etcd.storage.persistent {
+        Some(_) => observed
+            .live(Kind::PersistentVolumeClaim, &format!("data-{member}"))?
+            .text("/metadata/creationTimestamp")
+            .parse()
+            .ok(),
+        None => observed.pods_of(component::ETCD).find(|pod| pod.name == member).map(|pod| pod.created),
+    }
+}
+
+/// Whether a member has a place to run.
+pub fn placed(observed: &Observed) -> bool {
+    observed.pods_of(component::ETCD).any(|pod| pod.placed)
 }
 
 fn delete(observed: &Observed, pod: &Pod) -> Action {

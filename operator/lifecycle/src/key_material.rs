@@ -14,6 +14,7 @@ use kaas_crds::tenant_cluster::EndpointType;
 use serde_json::{Value, json};
 
 use crate::action::{Action, Authority, CertificateRequest, Issue, Material, Precondition, Usage};
+use crate::desired;
 use crate::difference::digest;
 use crate::endpoint::{self, PORT};
 use crate::etcd;
@@ -175,7 +176,8 @@ fn etcd_certificates(namespace: &str) -> Vec<CertificateRequest> {
     let service = format!("etcd.{namespace}.svc");
     // All that there can be, so that growing needs no new certificates.
     let members = (0..etcd::MOST).map(|index| format!("etcd-{index}.{service}"));
-    let dns_names: Vec<String> = members.chain([service.clone(), "localhost".into()]).collect();
+    let others = [service.clone(), desired::etcd_lone_host(namespace), "localhost".into()];
+    let dns_names: Vec<String> = members.chain(others).collect();
     ["server", "peer"]
         .map(|name| CertificateRequest {
             name: name.into(),

@@ -127,6 +127,10 @@ pub struct Pod {
     pub component: String,
     /// Hash of the template it was made from: `controller-revision-hash` or `pod-template-hash`.
     pub template_hash: String,
+    /// When it was created.
+    pub created: Timestamp,
+    /// Whether it has a node: its volumes exist, and it starts in a moment.
+    pub placed: bool,
     /// Its Ready condition.
     pub ready: bool,
     /// Whether its deletion has begun.

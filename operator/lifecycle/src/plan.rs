@@ -153,7 +153,8 @@ fn is_authority(action: &Action) -> bool {
     matches!(action, Action::Issue(issue) if issue.reference.name == key_material::AUTHORITY_SECRET)
 }
 
-/// The pods. At first all at once: none of them waits for another. Later etcd first, then API servers, then their
+/// The pods. At first all at once, but for API servers, which begin when etcd has a place to run: what dials it earlier
+/// only learns to wait longer between its tries. Later etcd first, then API servers, then their
 /// controllers: two of them changing together is how requests hang. Members come before API servers learn of them, and
 /// go after API servers forgot them.
 fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
@@ -170,9 +171,10 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
         let component = object.reference.name.as_str();
         let exists = observed.live(object.reference.kind, component).is_some();
         // Its certificate waits for the Service's address; without it the pod would wait in a kubelet's back-off.
-        let without_certificate = component == component::KUBE_APISERVER && endpoint_unknown(observed);
+        let too_early = component == component::KUBE_APISERVER
+            && (endpoint_unknown(observed) || !exists && !etcd::placed(observed));
         let turn = component == component::ETCD || !joining && rollout::settled_before(observed, component);
-        if without_certificate || (exists && (changing || !turn)) {
+        if too_early || (exists && (changing || !turn)) {
             continue;
         }
         let object = with_members(observed, revision::labelled(observed, object.clone()));
@@ -189,7 +191,9 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
             etcd::actions(observed, &step)
         }
         Some(_) => Vec::new(),
-        None if rollout::members_may_restart(observed) => etcd::restart(observed).into_iter().collect(),
+        None if rollout::members_may_restart(observed) => {
+            etcd::restart(observed).or_else(|| etcd::homecoming(observed)).into_iter().collect()
+        }
         None => Vec::new(),
     }
 }

@@ -1,5 +1,6 @@
 //! A pod's facts: whether it is ready, what it was made from, and why it does not run.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kaas_crds::name;
 use kaas_lifecycle::observed::{Pod as Facts, Trouble};
@@ -12,6 +13,8 @@ pub(super) fn facts(pod: &Pod) -> Facts {
         uid: metadata.uid.clone().unwrap_or_default(),
         component: label(name::COMPONENT_LABEL).unwrap_or_default(),
         template_hash: label("controller-revision-hash").or(label("pod-template-hash")).unwrap_or_default(),
+        created: metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0),
+        placed: pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()),
         ready: condition(pod, "Ready", "True").is_some(),
         terminating: metadata.deletion_timestamp.is_some(),
         grace: metadata.deletion_grace_period_seconds.unwrap_or_default(),

@@ -5,7 +5,7 @@ use kaas_crds::name::component::KUBE_APISERVER;
 use kaas_crds::tenant_cluster::EndpointType;
 use serde_json::json;
 
-use super::etcd::{budget_spec, etcd_client_url};
+use super::etcd::{budget_spec, servers};
 use super::pod::{Container, Pod, Probes, Resources, field_variable, key_file, key_mount, key_volume};
 use super::{FRONT_PROXY_CLIENT, Inputs, selector};
 use crate::endpoint::PORT;
@@ -116,8 +116,6 @@ fn command(inputs: &Inputs<'_>) -> Vec<String> {
     let seconds = |name: &str, value: u32| format!("--{name}={value}s");
     let network = &inputs.spec.network;
     let issuer = format!("https://kubernetes.default.svc.{}", network.domain);
-    let etcd: Vec<String> =
-        (0..inputs.spec.etcd.replicas).map(|index| etcd_client_url(inputs.tenant, index)).collect();
     vec![
         KUBE_APISERVER.to_owned(),
         flag("secure-port", &PORT.to_string()),
@@ -125,8 +123,8 @@ fn command(inputs: &Inputs<'_>) -> Vec<String> {
         flag("advertise-address", "$(POD_IP)"),
         flag("tls-cert-file", &key_file("tls.crt")),
         flag("tls-private-key-file", &key_file("tls.key")),
-        // Data. All members are named: when one stops the others are used without a failed request.
-        flag("etcd-servers", &etcd.join(",")),
+        // Data.
+        flag("etcd-servers", &servers(inputs).join(",")),
         flag("etcd-cafile", &key_file("etcd-ca.crt")),
         flag("etcd-certfile", &key_file("etcd-client.crt")),
         flag("etcd-keyfile", &key_file("etcd-client.key")),

@@ -22,6 +22,9 @@ pub(super) const PEER_PORT: u16 = 2380;
 /// Port for probes and metrics, plain HTTP: kubelets have no certificate. No network policy opens it.
 const METRICS_PORT: u16 = 2381;
 
+/// Label that the StatefulSet controller gives each pod.
+const POD_NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";
+
 /// Volume with the data.
 const DATA: &str = "data";
 /// Where it is mounted.
@@ -79,6 +82,25 @@ pub fn etcd_peer_url(tenant: &Tenant, index: i32) -> String {
 /// Where clients reach this member.
 pub fn etcd_client_url(tenant: &Tenant, index: i32) -> String {
     url(tenant, &etcd_member_name(index), CLIENT_PORT)
+}
+
+/// Where API servers reach the data: every member by its own name, so that the others are used without a failed request
+/// when one stops. A lone member by its Service: when its pod moves, the pod's old address answers nobody, and a
+/// client that dials it waits for twenty seconds; and before the pod has an address, its name would not resolve, which
+/// DNS servers remember for up to half a minute.
+pub(super) fn servers(inputs: &Inputs<'_>) -> Vec<String> {
+    match inputs.spec.etcd.replicas {
+        1 => vec![format!(
+            "https://{}:{CLIENT_PORT}",
+            etcd_lone_host(&inputs.tenant.control_plane_namespace())
+        )],
+        several => (0..several).map(|index| etcd_client_url(inputs.tenant, index)).collect(),
+    }
+}
+
+/// Host name of the Service over the first member alone.
+pub(crate) fn etcd_lone_host(namespace: &str) -> String {
+    format!("{}.{namespace}.svc", etcd_member_name(0))
 }
 
 fn url(tenant: &Tenant, member: &str, port: u16) -> String {
@@ -239,6 +261,23 @@ pub(super) fn service(inputs: &Inputs<'_>) -> Object {
             "publishNotReadyAddresses": true,
             "selector": selector(ETCD),
             "ports": [port("client", CLIENT_PORT), port("peer", PEER_PORT)],
+        }}),
+    )
+}
+
+/// A stable address for the first member, which is the one that stays when there is but one. By the pod's name, so
+/// that a learner is never behind it. It must be found before it is ready: what its clients wait for is itself.
+pub(super) fn lone_service(inputs: &Inputs<'_>) -> Object {
+    let first = etcd_member_name(0);
+    inputs.object(
+        Kind::Service,
+        &first,
+        ETCD,
+        json!({"spec": {
+            "type": "ClusterIP",
+            "publishNotReadyAddresses": true,
+            "selector": {POD_NAME_LABEL: first},
+            "ports": [{"name": "client", "port": CLIENT_PORT, "targetPort": CLIENT_PORT, "protocol": "TCP"}],
         }}),
     )
 }

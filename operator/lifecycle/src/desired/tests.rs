@@ -176,7 +176,7 @@ fn a_large_cluster_differs_from_a_small_one() {
     StatefulSet etcd: - spec.template.spec.volumes[data]
     StatefulSet etcd: + spec.volumeClaimTemplates=[{"apiVersion":"v1","kind":"PersistentVolumeClaim","metadata":{"labels":{"app.kubernetes.io/managed-by":"kaas","app.k...
     Deployment kube-apiserver: spec.replicas: 1 -> 3
-    Deployment kube-apiserver: - --etcd-servers=https://etcd-0.etcd.kaas-5f0c6f0e-uid.svc:2379
+    Deployment kube-apiserver: - --etcd-servers=https://etcd-0.kaas-5f0c6f0e-uid.svc:2379
     Deployment kube-apiserver: + --etcd-servers=https://etcd-0.etcd.kaas-5f0c6f0e-uid.svc:2379,https://etcd-1.etcd.kaas-5f0c6f0e-uid.svc:2379,https://...
     Deployment kube-apiserver: spec.template.spec.containers[kube-apiserver].image: registry.k8s.io/kube-apiserver:v1.37.1 -> mirror.example/kube-apiserver:v1.37.1
     Deployment kube-apiserver: + spec.template.spec.priorityClassName=kaas-control-plane
@@ -250,7 +250,7 @@ fn a_change_reaches_what_it_is_about() {
     StatefulSet etcd: + --heartbeat-interval=100
     StatefulSet etcd: + --election-timeout=1000
     StatefulSet etcd: spec.template.spec.terminationGracePeriodSeconds: 2 -> 10
-    Deployment kube-apiserver: - --etcd-servers=https://etcd-0.etcd.kaas-5f0c6f0e-uid.svc:2379
+    Deployment kube-apiserver: - --etcd-servers=https://etcd-0.kaas-5f0c6f0e-uid.svc:2379
     Deployment kube-apiserver: + --etcd-servers=https://etcd-0.etcd.kaas-5f0c6f0e-uid.svc:2379,https://etcd-1.etcd.kaas-5f0c6f0e-uid.svc:2379,https://...
 
     any node port:

@@ -100,8 +100,10 @@ fn a_node_port_without_a_host_is_the_platforms_to_solve() {
 #[test]
 fn a_pod_that_cannot_start_is_named() {
     let mut world = World::demo();
-    world.reconcile();
-    world.controllers();
+    for _ in 0..2 {
+        world.reconcile();
+        world.controllers();
+    }
     let pod = world.pods.iter_mut().find(|pod| pod.component == "kube-apiserver").unwrap();
     pod.trouble = Some(kaas_lifecycle::observed::Trouble {
         reason: "ImagePullBackOff".into(),
@@ -112,4 +114,16 @@ fn a_pod_that_cannot_start_is_named() {
     assert!(world.summary().starts_with("Creating: Pod "), "{}", world.summary());
     assert!(world.summary().ends_with("ImagePullBackOff: no such image"), "{}", world.summary());
     assert_eq!(world.condition("ControlPlaneAvailable"), ("False".into(), "PodsFailing".into()));
+}
+
+#[test]
+fn api_servers_wait_until_etcd_has_a_place() {
+    let mut world = World::demo();
+    world.reconcile();
+    world.controllers();
+    world.pods.iter_mut().for_each(|pod| pod.placed = false);
+    assert!(world.reconcile().is_empty(), "a volume is still being made");
+    world.pods.iter_mut().filter(|pod| pod.component == "etcd").for_each(|pod| pod.placed = true);
+    let applied = format!("{:?}", world.reconcile());
+    assert!(applied.contains("Deployment") && applied.contains("kube-apiserver"), "{applied}");
 }

@@ -48,6 +48,11 @@ fn one_three_five_three_one() {
             let count = usize::try_from(members).unwrap();
             assert_eq!(world.members.len(), count);
             assert_eq!(world.pods.iter().filter(|pod| pod.component == "etcd").count(), count);
+            let leads = world.members.iter().find(|member| member.id == world.leader).unwrap();
+            assert_eq!(
+                leads.name, "etcd-0",
+                "the leader of {members} is not the one that stays when they are fewer"
+            );
             let status = world.cluster.status.as_ref().unwrap();
             assert_eq!(
                 status.history[0].kind,
@@ -136,4 +141,17 @@ fn the_only_ephemeral_member_is_never_restarted() {
     world.settle();
     assert!(world.pods.iter().any(|pod| pod.uid == member));
     assert_eq!(world.summary(), "Running");
+}
+
+#[test]
+fn the_leadership_moves_only_in_the_step_from_one() {
+    let mut world = persistent(1);
+    world.settle();
+    world.edit(|spec| spec.etcd.replicas = 3);
+    settle_with_quorum(&mut world);
+    world.now += jiff::SignedDuration::from_mins(11);
+    // An election that nobody planned: who leads then goes on.
+    world.leader = world.members[1].id;
+    world.settle();
+    assert_eq!(world.leader, world.members[1].id);
 }

@@ -561,7 +561,7 @@ impl World {
                 uid: format!("volume-{version}"),
                 resource_version: version,
                 terminating: false,
-                content: json!({}),
+                content: json!({"metadata": {"creationTimestamp": self.now.to_string()}}),
             };
             self.objects.insert(claim, live);
         }
@@ -574,6 +574,8 @@ impl World {
             uid,
             component: component.into(),
             template_hash: hash.into(),
+            created: self.now,
+            placed: true,
             ready: false,
             terminating: false,
             grace: 0,
