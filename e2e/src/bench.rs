@@ -29,7 +29,7 @@ use crate::wait;
 
 use self::journal::{Facts, Journal};
 use self::restart::End;
-use self::site::{Sample, Site, path};
+use self::site::{Sample, Site, Storage, path};
 use self::table::{Figure, Of, Unit};
 use self::timeline::{MILESTONES, Timeline};
 use self::writes::Writes;
@@ -191,7 +191,9 @@ impl Bench<'_> {
             self.memory("no tenants", Some(30.0))?;
         }
         if plan.has(Part::Creation) {
-            self.creation(plan.singles)?;
+            for storage in [Storage::Claim, Storage::Pod] {
+                self.creation(plan.singles, storage)?;
+            }
         }
         if plan.has(Part::Together) {
             for count in plan.steps([5, 10]) {
@@ -216,20 +218,25 @@ impl Bench<'_> {
     }
 
     /// One after the other, each gone before the next one comes.
-    fn creation(&mut self, count: usize) -> Result<(), Error> {
+    fn creation(&mut self, count: usize, storage: Storage) -> Result<(), Error> {
         self.stand(0)?;
+        let on = match storage {
+            Storage::Claim => "etcd on a claim",
+            Storage::Pod => "etcd in its pod",
+        };
+        say(format!("one tenant after the other, {on}:"));
         let (mut samples, mut lines, mut all) = (Vec::new(), Vec::new(), Vec::new());
         let mut deletions = Vec::new();
         for _ in 0..count {
             let mark = Mark::now(&self.site.audit_log())?;
             let names = self.names(1);
-            for sample in self.site.create(&names)? {
+            for sample in self.site.create(&names, storage)? {
                 self.settle(&mark)?;
                 let requests = mark.requests()?;
                 let line = timeline::take(&self.site, &sample, &requests)?;
                 let writes = Writes::count(&requests);
                 let raw = json!({
-                    "sample": sample.json(), "timeline": timeline::json(&line), "writes": writes.json(),
+                    "storage": on, "sample": sample.json(), "timeline": timeline::json(&line), "writes": writes.json(),
                 });
                 self.results.journal.note("creation", raw)?;
                 say(format!(
@@ -254,12 +261,20 @@ impl Bench<'_> {
         let defects =
             |times: &[f64], most: f64| vec![times.iter().filter(|time| **time > most).count() as f64];
         let figures = [
-            Figure::new("applied -> kubeconfig", Unit::Seconds, seconds(|sample| sample.kubeconfig)),
-            Figure::new("applied -> /readyz through the endpoint", Unit::Seconds, ready.clone())
-                .at_most(Of::Median, 4.5),
+            Figure::new(
+                format!("applied -> kubeconfig, {on}"),
+                Unit::Seconds,
+                seconds(|sample| sample.kubeconfig),
+            ),
+            Figure::new(
+                format!("applied -> /readyz through the endpoint, {on}"),
+                Unit::Seconds,
+                ready.clone(),
+            )
+            .at_most(Of::Median, 4.5),
             Figure::new("  of these above 6 s (a defect)", Unit::Times, defects(&ready, 6.0))
                 .at_most(Of::Max, 0.0),
-            Figure::new("applied -> default ServiceAccount", Unit::Seconds, account.clone())
+            Figure::new(format!("applied -> default ServiceAccount, {on}"), Unit::Seconds, account.clone())
                 .at_most(Of::Median, 6.0),
             Figure::new("  of these above 9 s (a defect)", Unit::Times, defects(&account, 9.0))
                 .at_most(Of::Max, 0.0),
@@ -310,7 +325,7 @@ impl Bench<'_> {
         for _ in 0..self.plan.rounds {
             self.stand(0)?;
             let names = self.names(count);
-            let samples = self.site.create(&names)?;
+            let samples = self.site.create(&names, Storage::Claim)?;
             let first = samples.iter().map(|sample| sample.begun).min();
             let last = samples.iter().map(|sample| sample.begun + sample.ready).max();
             let time = last.zip(first).map_or(0.0, |(last, first)| (last - first).as_secs_f64());
@@ -464,7 +479,7 @@ impl Bench<'_> {
         let names = self.names(missing);
         // Not more at once than what is measured: on two cores they would only wait for each other.
         for names in names.chunks(10) {
-            self.standing.extend(self.site.create(names)?);
+            self.standing.extend(self.site.create(names, Storage::Claim)?);
         }
         Ok(())
     }

@@ -62,14 +62,14 @@ impl Player {
         let created = self.ask("POST", &tenants, Some(&tenant), 201)?;
         let home = format!("kaas-{}", at(&created, "/metadata/uid").as_str().unwrap_or_default());
         let set = self.find(&format!("/apis/apps/v1/namespaces/{home}/statefulsets/etcd"))?;
-        let deployments = ["kube-apiserver", "kube-controllers"]
-            .map(|workload| self.find(&format!("/apis/apps/v1/namespaces/{home}/deployments/{workload}")));
-        let [servers, controllers] = deployments;
         let address = address(number)?;
         let doors = [self.open_etcd(&home, address)?, self.open_api(&home, &name)?];
         self.run(&home, "statefulsets", &set, "etcd-0", address)?;
-        self.run(&home, "deployments", &servers?, "kube-apiserver-0", address)?;
-        self.run(&home, "deployments", &controllers?, "kube-controllers-0", address)?;
+        // API servers come when etcd has its place.
+        for workload in ["kube-controllers", "kube-apiserver"] {
+            let path = format!("/apis/apps/v1/namespaces/{home}/deployments/{workload}");
+            self.run(&home, "deployments", &self.find(&path)?, &format!("{workload}-0"), address)?;
+        }
         let path = format!("{tenants}/{name}");
         self.until(&format!("played TenantCluster {name} to be Ready"), || {
             let object = self.ask("GET", &path, None, 200).map_err(|error| error.to_string())?;

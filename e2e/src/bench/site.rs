@@ -29,6 +29,15 @@ pub(super) struct Site {
     pub(super) api: Probe,
 }
 
+/// Where a tenant's etcd has its data. Both are the node's disk, with fsync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Storage {
+    /// A claim, which the storage class has to make a volume for first.
+    Claim,
+    /// A folder of the pod's: how long the rest takes.
+    Pod,
+}
+
 /// One tenant from its creation.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
@@ -102,10 +111,10 @@ impl Site {
     }
 
     /// Creates tenants at once, and waits until each serves and has its default ServiceAccount.
-    pub(super) fn create(&self, names: &[String]) -> Result<Vec<Sample>, Error> {
+    pub(super) fn create(&self, names: &[String], storage: Storage) -> Result<Vec<Sample>, Error> {
         std::thread::scope(|scope| {
             let threads: Vec<_> =
-                names.iter().map(|name| scope.spawn(move || self.create_one(name))).collect();
+                names.iter().map(|name| scope.spawn(move || self.create_one(name, storage))).collect();
             let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Sample, Error>>| {
                 thread.join().map_err(|_| Error::Invalid("a measuring thread died".to_owned()))?
             };
@@ -113,8 +122,8 @@ impl Site {
         })
     }
 
-    fn create_one(&self, name: &str) -> Result<Sample, Error> {
-        let created = self.ask("POST", TENANTS, Some(&tenant(name)), 201)?;
+    fn create_one(&self, name: &str, storage: Storage) -> Result<Sample, Error> {
+        let created = self.ask("POST", TENANTS, Some(&tenant(name, storage)), 201)?;
         let (applied, begun) = (Timestamp::now(), Instant::now());
         let secret = format!("/api/v1/namespaces/{NAMESPACE}/secrets/{name}-kubeconfig");
         let probe = self.until(&format!("kubeconfig of {name}"), || {
@@ -168,8 +177,12 @@ pub(super) fn path(name: &str) -> String {
     format!("{TENANTS}/{name}")
 }
 
-/// One API server, one member on a volume, reached through a node port.
-fn tenant(name: &str) -> Value {
+/// One API server, one member, reached through a node port.
+fn tenant(name: &str, storage: Storage) -> Value {
+    let storage = match storage {
+        Storage::Claim => json!({"persistent": {"size": "1Gi"}}),
+        Storage::Pod => json!({"ephemeral": {}}),
+    };
     json!({
         "apiVersion": "kaas.dev/v1alpha1",
         "kind": "TenantCluster",
@@ -177,7 +190,7 @@ fn tenant(name: &str) -> Value {
         "spec": {
             "version": crate::component::KUBERNETES,
             "controlPlane": {"replicas": 1, "endpoint": {"type": "NodePort"}},
-            "etcd": {"replicas": 1, "storage": {"persistent": {"size": "1Gi"}}},
+            "etcd": {"replicas": 1, "storage": storage},
         },
     })
 }
