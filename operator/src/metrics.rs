@@ -358,7 +358,6 @@ impl Probes {
 /// Work that waits.
 #[derive(Debug)]
 pub struct Queue {
-    ready: Gauge,
     running: Gauge,
     backing_off: Gauge,
     retries: Family<[(&'static str, &'static str); 1], Counter>,
@@ -366,13 +365,8 @@ pub struct Queue {
 
 impl Queue {
     fn new(registry: &mut Registry) -> Self {
-        let queue = Queue {
-            ready: Gauge::default(),
-            running: Gauge::default(),
-            backing_off: Gauge::default(),
-            retries: Family::default(),
-        };
-        registry.register("queue_ready", "Objects that wait for a free turn", queue.ready.clone());
+        let queue =
+            Queue { running: Gauge::default(), backing_off: Gauge::default(), retries: Family::default() };
         registry.register("queue_running", "Objects whose turn is under way", queue.running.clone());
         registry.register(
             "queue_backing_off",
@@ -383,13 +377,15 @@ impl Queue {
         queue
     }
 
-    /// How many objects wait for a turn, have one, and wait after a failure.
-    pub fn observe(&self, ready: usize, running: usize, backing_off: usize) {
-        for (gauge, number) in
-            [(&self.ready, ready), (&self.running, running), (&self.backing_off, backing_off)]
-        {
-            gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
-        }
+    /// A turn begins; it ends when what is returned is dropped.
+    pub fn begin(&self) -> Turn {
+        self.running.inc();
+        Turn(self.running.clone())
+    }
+
+    /// So many objects wait after a failure.
+    pub fn backing_off(&self, number: usize) {
+        self.backing_off.set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
     /// A turn is repeated because of a failure of this class.
@@ -398,7 +394,17 @@ impl Queue {
     }
 
     fn clear(&self) {
-        self.observe(0, 0, 0);
+        self.backing_off(0);
+    }
+}
+
+/// A turn under way.
+#[derive(Debug)]
+pub struct Turn(Gauge);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -502,20 +508,23 @@ mod tests {
         let metrics = Metrics::new();
         metrics.lease.acquired(Duration::from_millis(3));
         metrics.tenants.observe("a", [(ConditionType::Ready, "True", Reason::Serving)]);
-        metrics.queue.observe(3, 2, 1);
+        metrics.queue.backing_off(3);
         assert_eq!(series(&metrics, "kaas_leader "), ["kaas_leader 1"]);
         metrics.stand_down();
-        for gone in [
-            "kaas_leader",
-            "kaas_tenants",
-            "kaas_queue_ready",
-            "kaas_queue_running",
-            "kaas_queue_backing_off",
-        ] {
+        for gone in ["kaas_leader", "kaas_tenants", "kaas_queue_backing_off"] {
             assert_eq!(series(&metrics, &format!("{gone} ")), [format!("{gone} 0")]);
         }
         assert!(series(&metrics, "kaas_tenant_conditions{").is_empty());
         assert_eq!(series(&metrics, "kaas_lease_acquired_total "), ["kaas_lease_acquired_total 1"]);
+    }
+
+    #[test]
+    fn turns_under_way_are_counted_until_they_end() {
+        let metrics = Metrics::new();
+        let turns = [metrics.queue.begin(), metrics.queue.begin()];
+        assert_eq!(series(&metrics, "kaas_queue_running "), ["kaas_queue_running 2"]);
+        drop(turns);
+        assert_eq!(series(&metrics, "kaas_queue_running "), ["kaas_queue_running 0"]);
     }
 
     #[test]

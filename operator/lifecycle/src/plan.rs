@@ -223,9 +223,6 @@ fn inside(observed: &Observed, inputs: Option<&Inputs<'_>>) -> Vec<Action> {
     let family = observed.addresses.first().is_some_and(IpAddr::is_ipv4);
     let addresses: Vec<IpAddr> =
         observed.addresses.iter().copied().filter(|address| address.is_ipv4() == family).collect();
-    if addresses.is_empty() {
-        return Vec::new();
-    }
     desired::tenant_objects(inputs, &addresses, endpoint.port)
         .into_iter()
         .map(stamp)

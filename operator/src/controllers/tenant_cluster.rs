@@ -223,11 +223,14 @@ async fn reconcile(cluster: Arc<Known>, world: Arc<World>) -> Result<Action, Err
         world.turns.fetch_add(1, Ordering::Relaxed),
     );
     let begin = Instant::now();
+    let _running = world.context.metrics.queue.begin();
     let result = turn(&world, namespace, name, uid).instrument(span).await;
     let failure = result.as_ref().err().map(|error| error.class().as_str());
     world.context.metrics.reconciles.observe("tenantcluster", failure, begin.elapsed());
     if result.is_ok() {
-        world.attempts().remove(uid);
+        let mut attempts = world.attempts();
+        attempts.remove(uid);
+        world.context.metrics.queue.backing_off(attempts.len());
     }
     result
 }
@@ -345,7 +348,9 @@ fn back_off(cluster: Arc<Known>, error: &Error, world: Arc<World>) -> Action {
     }
     let uid = cluster.metadata.uid.clone().unwrap_or_default();
     let mut attempts = world.attempts();
+    let known = attempts.len();
     let attempts = attempts.entry(uid).or_insert(0);
+    world.context.metrics.queue.backing_off(known + usize::from(*attempts == 0));
     *attempts = attempts.saturating_add(1);
     let metadata = &cluster.metadata;
     warn!(

@@ -218,6 +218,12 @@ impl Wire {
         }
     }
 
+    /// The next request after this call.
+    pub(crate) fn next_request(&self) -> impl Future<Output = ()> + use<> {
+        let mut activity = self.activity.subscribe();
+        async move { drop(activity.changed().await) }
+    }
+
     /// Lets the write arrive that was held back. Gives the answer's code, or `None` if none was held.
     pub(crate) async fn deliver(&self) -> Option<u16> {
         let (parts, body) = self.state.lock().unwrap().held.take()?;

@@ -399,9 +399,17 @@ impl Life {
                     _ = timeout_at(until, wire.quiet(rest)) => {}
                 }
                 if self.looks_done(operation) {
+                    let next_request = wire.next_request();
                     let found = self.picture(operation).await;
                     match measure {
-                        Some(measure) if *measure != found && Instant::now() < until => {}
+                        Some(measure) if *measure != found && Instant::now() < until => {
+                            // What is inside the tenant comes last, and is no change of these places. The operator
+                            // looks at what it did: with a request.
+                            tokio::select! {
+                                () = wire.dead.cancelled() => return End::Died,
+                                _ = timeout_at(until, next_request) => continue,
+                            }
+                        }
                         Some(measure) if *measure != found => {
                             return End::Late(format!(
                                 "at rest, but different:\n{}",

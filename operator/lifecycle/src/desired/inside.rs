@@ -26,15 +26,19 @@ pub fn tenant_objects(_inputs: &Inputs<'_>, addresses: &[IpAddr], port: u16) -> 
         .collect();
     let ips: Vec<Value> = addresses.iter().map(|address| json!({"ip": address})).collect();
     let address_type = if addresses.iter().all(IpAddr::is_ipv4) { "IPv4" } else { "IPv6" };
-    vec![
-        Object::new(
-            Reference::cluster(Kind::ClusterRoleBinding, ADMIN_GROUP),
-            json!({
-                "metadata": {"labels": {MANAGED_BY_LABEL: MANAGED_BY}},
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": ADMIN_GROUP}],
-            }),
-        ),
+    let mut objects = vec![Object::new(
+        Reference::cluster(Kind::ClusterRoleBinding, ADMIN_GROUP),
+        json!({
+            "metadata": {"labels": {MANAGED_BY_LABEL: MANAGED_BY}},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": ADMIN_GROUP}],
+        }),
+    )];
+    // A name that does not resolve now keeps nobody from his rights.
+    if addresses.is_empty() {
+        return objects;
+    }
+    objects.extend([
         Object::new(
             Reference::namespaced(Kind::EndpointSlice, namespace, service),
             json!({
@@ -61,5 +65,6 @@ pub fn tenant_objects(_inputs: &Inputs<'_>, addresses: &[IpAddr], port: u16) -> 
                 }],
             }),
         ),
-    ]
+    ]);
+    objects
 }

@@ -127,3 +127,18 @@ fn api_servers_wait_until_etcd_has_a_place() {
     let applied = format!("{:?}", world.reconcile());
     assert!(applied.contains("Deployment") && applied.contains("kube-apiserver"), "{applied}");
 }
+
+#[test]
+fn an_endpoint_that_does_not_resolve_keeps_nobody_from_his_rights() {
+    let mut world = World::demo();
+    world.reconcile();
+    while world.observe().inside.is_none() {
+        world.controllers();
+        world.reconcile();
+    }
+    world.inside.clear();
+    let mut observed = world.observe();
+    observed.addresses.clear();
+    let actions = format!("{:?}", kaas_lifecycle::plan::plan(&observed).waves);
+    assert!(actions.contains("ClusterRoleBinding") && !actions.contains("EndpointSlice"), "{actions}");
+}
