@@ -147,9 +147,16 @@ impl<'a> Lint<'a> {
         }
     }
 
+    /// Whether it only hastens what the end of the namespace brings anyway.
+    fn decided(&self, action: &Action) -> bool {
+        let ending = self.observed.own_namespace().is_some_and(|namespace| namespace.terminating);
+        matches!(action, Action::Delete { reference, .. }
+            if ending && reference.namespace.as_deref() == Some(&self.home))
+    }
+
     fn inspect(&mut self, action: &Action) {
         self.moment(action);
-        if action.disruption() == Disruption::Irreversible {
+        if action.disruption() == Disruption::Irreversible && !self.decided(action) {
             self.irreversible = self.irreversible.saturating_add(1);
             self.require(
                 self.irreversible == 1,

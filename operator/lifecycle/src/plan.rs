@@ -287,7 +287,8 @@ fn plan_deletion(observed: &Observed) -> Plan {
     let mut last = Vec::new();
     if let Some(namespace) = observed.own_namespace() {
         // First the namespace: in one that terminates nothing makes a pod again. Its controller waits five seconds
-        // before it looks, and half a pod's grace period when it then finds one: by then they are gone.
+        // before it looks, half a pod's grace period when it then finds one, and five more when it finds a claim, which
+        // is protected while it has a pod: by then they are gone.
         if !namespace.terminating {
             plan.waves.push(vec![delete(
                 Reference::cluster(Kind::Namespace, &namespace.name),
@@ -300,7 +301,11 @@ fn plan_deletion(observed: &Observed) -> Plan {
             let reference = Reference::namespaced(Kind::Pod, &namespace.name, &pod.name);
             delete(reference, &pod.uid, Some(etcd::GRACE_SECONDS))
         });
-        plan.waves.push(pods.collect());
+        let claims = observed.objects.iter().filter(|(reference, live)| {
+            namespace.terminating && reference.kind == Kind::PersistentVolumeClaim && !live.terminating
+        });
+        let claims = claims.map(|(reference, live)| delete(reference.clone(), &live.uid, None));
+        plan.waves.push(pods.chain(claims).collect());
     } else {
         last.push(Action::RemoveFinalizer {
             resource_version: metadata.resource_version.clone().unwrap_or_default(),
