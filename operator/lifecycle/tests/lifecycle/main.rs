@@ -6,6 +6,7 @@ mod breaches;
 mod creation;
 mod deletion;
 mod membership;
+mod model;
 mod properties;
 mod revisions;
 mod safety;

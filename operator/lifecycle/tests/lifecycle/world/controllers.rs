@@ -1,0 +1,211 @@
+//! The rest of the management cluster: workload controllers, kubelets, the namespace controller, etcd's elections.
+
+use std::sync::Arc;
+
+use kaas_lifecycle::difference::digest;
+use kaas_lifecycle::object::{Kind, Reference};
+use kaas_lifecycle::observed::{Live, Member, Pod, Trouble};
+use serde_json::json;
+
+use super::{World, name};
+
+impl World {
+    /// Lets the workload controllers, the kubelets and the namespace controller go on by one step.
+    pub(crate) fn controllers(&mut self) {
+        let before = self.pods.clone();
+        self.step();
+        if self.pods != before {
+            self.next();
+        }
+    }
+
+    fn step(&mut self) {
+        let starting: Vec<usize> =
+            (0..self.pods.len()).filter(|at| !self.pods[*at].ready && !self.pods[*at].terminating).collect();
+        for at in starting {
+            if self.pods[at].component == "etcd" {
+                self.start_member(at);
+            } else if self.pods[at].trouble.is_none() {
+                self.pods[at].ready = true;
+            }
+        }
+        self.pods.retain(|pod| !pod.terminating);
+        self.elect();
+        if self.namespaces.first().is_some_and(|namespace| namespace.terminating) {
+            if self.pods.is_empty() {
+                self.namespaces.clear();
+                self.objects.clear();
+                self.secrets.clear();
+            }
+            return;
+        }
+        let workloads: Vec<Reference> = self
+            .objects
+            .keys()
+            .filter(|reference| matches!(reference.kind, Kind::StatefulSet | Kind::Deployment))
+            .cloned()
+            .collect();
+        for reference in workloads {
+            self.workload(&reference);
+        }
+    }
+
+    /// Without a leader, a quorum gives itself another.
+    fn elect(&mut self) {
+        let Some(etcd) = self.etcd().filter(|etcd| etcd.leader == 0) else { return };
+        let voters: Vec<&Member> = etcd.members.iter().filter(|member| !member.learner).collect();
+        let up: Vec<u64> = voters.iter().filter(|member| member.healthy).map(|member| member.id).collect();
+        if up.len() > voters.len() / 2 {
+            self.leader = up[0];
+            self.version += 1;
+        }
+    }
+
+    /// A member's process starts: it founds the cluster, comes back to its data, joins as a learner, or cannot.
+    fn start_member(&mut self, at: usize) {
+        let pod = self.pods[at].clone();
+        let home = self.tenant().control_plane_namespace();
+        let exists =
+            self.objects.contains_key(&Reference::namespaced(Kind::ConfigMap, &home, "etcd-identity"));
+        let volume = self.volume_of(&pod.name).unwrap().to_owned();
+        let data = self.data.get(&pod.name).is_some_and(|(on, _)| *on == volume);
+        let member = self.members.iter().position(|member| name(member) == pod.name);
+        let works = match member {
+            // Its data says who it is; an ID that is no longer a member's is turned away.
+            Some(at) if data => self.data[&pod.name].1 == self.members[at].id,
+            // Somebody who was added and never started.
+            Some(at) if self.members[at].name.is_empty() => {
+                self.members[at].name = pod.name.clone();
+                self.data.insert(pod.name.clone(), (volume, self.members[at].id));
+                true
+            }
+            // A member without its data: "has already been bootstrapped".
+            Some(_) => false,
+            None if !exists && !data => {
+                let id = self.members.len() as u64 + 1;
+                self.members.push(Member { id, name: pod.name.clone(), ..Member::default() });
+                self.data.insert(pod.name.clone(), (volume, id));
+                true
+            }
+            None => false,
+        };
+        let stuck = pod.trouble.as_ref().is_some_and(|trouble| trouble.reason != "CrashLoopBackOff");
+        let pod = &mut self.pods[at];
+        if works && !stuck {
+            pod.trouble = None;
+            // A learner's readiness fails until it votes; this world calls a member up when its process is.
+            pod.ready = true;
+        } else if !stuck {
+            pod.trouble = Some(Trouble { reason: "CrashLoopBackOff".into(), message: String::new() });
+        }
+    }
+
+    /// Whether a member still has what it wrote.
+    pub(crate) fn holds(&self, member: &Member) -> bool {
+        let written = self.data.get(&member.name);
+        written.is_some_and(|(on, id)| self.volume_of(&member.name) == Some(on) && *id == member.id)
+    }
+
+    /// What the data of the member of this name is on: its claim, or its pod.
+    pub(crate) fn volume_of(&self, member: &str) -> Option<&str> {
+        let claim = |key: &Reference| {
+            key.kind == Kind::PersistentVolumeClaim && key.name.strip_prefix("data-") == Some(member)
+        };
+        let claim = self.objects.iter().find(|(key, _)| claim(key)).map(|(_, live)| live.uid.as_str());
+        let pod = self.pods.iter().find(|pod| pod.name == member);
+        claim.or(pod.map(|pod| pod.uid.as_str()))
+    }
+
+    fn workload(&mut self, reference: &Reference) {
+        let live = self.objects[reference].clone();
+        let hash = digest(live.get("/spec/template").unwrap());
+        let wanted = usize::try_from(live.count("/spec/replicas")).unwrap();
+        let component = reference.name.clone();
+        let set = reference.kind == Kind::StatefulSet;
+        if set {
+            for index in 0..wanted {
+                let name = format!("{component}-{index}");
+                self.claim(&live, &name);
+                if !self.pods.iter().any(|pod| pod.name == name) {
+                    self.start(name, &component, &hash);
+                }
+            }
+            let surplus =
+                |pod: &Pod| pod.name.rsplit('-').next().unwrap().parse::<usize>().unwrap() >= wanted;
+            let gone: Vec<String> = self
+                .pods
+                .iter()
+                .filter(|pod| pod.component == component && surplus(pod))
+                .map(|pod| pod.name.clone())
+                .collect();
+            self.pods.retain(|pod| !gone.contains(&pod.name));
+            self.objects.retain(|key, _| !gone.iter().any(|name| key.name == format!("data-{name}")));
+        } else {
+            // Surge one, and let an old one go when a new one is ready.
+            let (new, old): (Vec<&Pod>, Vec<&Pod>) = self
+                .pods
+                .iter()
+                .filter(|pod| pod.component == component)
+                .partition(|pod| pod.template_hash == hash);
+            let (fresh, ready) = (new.len(), new.iter().filter(|pod| pod.ready).count());
+            let leaving = old.iter().find(|pod| !pod.terminating).map(|pod| pod.uid.clone());
+            let surplus = new.get(wanted).map(|pod| pod.uid.clone());
+            if fresh < wanted && fresh + old.len() <= wanted {
+                let name = format!("{component}-{}", self.next());
+                self.start(name, &component, &hash);
+            }
+            for uid in leaving.filter(|_| ready > 0).into_iter().chain(surplus) {
+                self.pods.iter_mut().filter(|pod| pod.uid == uid).for_each(|pod| {
+                    pod.terminating = true;
+                    pod.ready = false;
+                });
+            }
+        }
+        let pods: Vec<&Pod> =
+            self.pods.iter().filter(|pod| pod.component == component && !pod.terminating).collect();
+        let updated = pods.iter().filter(|pod| pod.template_hash == hash).count();
+        let status = json!({
+            "observedGeneration": live.count("/metadata/generation"),
+            "replicas": pods.len(),
+            "updatedReplicas": updated,
+            "updateRevision": hash,
+        });
+        if live.get("/status") != Some(&status) {
+            let version = self.next();
+            let live = Arc::make_mut(self.objects.get_mut(reference).unwrap());
+            live.content["status"] = status;
+            live.resource_version = version;
+        }
+    }
+
+    fn claim(&mut self, set: &Live, pod: &str) {
+        let home = self.tenant().control_plane_namespace();
+        let claim = Reference::namespaced(Kind::PersistentVolumeClaim, home, format!("data-{pod}"));
+        if set.get("/spec/volumeClaimTemplates").is_some() && !self.objects.contains_key(&claim) {
+            let version = self.next();
+            let live = Live {
+                uid: format!("volume-{version}"),
+                resource_version: version,
+                terminating: false,
+                content: json!({"metadata": {"creationTimestamp": self.now.to_string()}}),
+            };
+            self.objects.insert(claim, live.into());
+        }
+    }
+
+    fn start(&mut self, name: String, component: &str, hash: &str) {
+        let uid = format!("pod-{}", self.next());
+        self.pods.push(Pod {
+            name,
+            uid,
+            component: component.into(),
+            template_hash: hash.into(),
+            created: self.now,
+            placed: true,
+            ready: false,
+            terminating: false,
+            grace: 0,
+            trouble: None,
+        });
+    }
+}
