@@ -16,6 +16,7 @@ use state::{Operator, State};
 use steps::{Step, Tiny};
 
 mod invariants;
+mod mutants;
 mod scenarios;
 mod state;
 mod steps;

@@ -16,6 +16,8 @@ use crate::anything::{Fact, accepted, document, fact, mangled, on_its_way, parse
 use crate::schema::Schema;
 use crate::world::{World, told};
 
+mod mutants;
+
 /// Any number: it names the worlds that every run looks at.
 const SEED: u64 = 37;
 
