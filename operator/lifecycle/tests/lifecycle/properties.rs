@@ -227,4 +227,85 @@ proptest! {
         let _ = lint::check(&observed, &plan(&observed));
         reported(&observed, failure.as_ref(), &Schema::of("status"))?;
     }
+
+    /// A tenant may write status if the platform lets it, and a catalogue is somebody's text.
+    #[test]
+    fn no_status_and_no_catalogue_panics(
+        status in forged_status(),
+        entry in prop::collection::vec(text(), 6),
+        steps in 0usize..8,
+        failure in failure(),
+    ) {
+        let mut world = on_its_way(json!({"version": "v1.37.1", "etcd": {"replicas": 1}}), steps);
+        let [version, apiserver, controllers, scheduler, etcd, image] = &entry[..] else { unreachable!() };
+        let release = json!({
+            "version": version,
+            "images": {"kubeApiserver": apiserver, "kubeControllerManager": controllers, "kubeScheduler": scheduler},
+            "etcd": {"version": etcd, "image": image},
+        });
+        world.catalogue.insert("v1.37.1".into(), serde_json::from_value(release).unwrap());
+        world.cluster.status = serde_json::from_value(status).ok();
+        let observed = world.observe();
+        let plan = plan(&observed);
+        let _ = lint::check(&observed, &plan);
+        let _ = report::derive(&observed, &plan, failure.as_ref());
+    }
+}
+
+/// A status that the types accept in most cases, some fields of which are anything.
+fn forged_status() -> impl Strategy<Value = Value> {
+    let whole = json!({
+        "observedGeneration": 1, "version": "v1.37.1", "endpoint": "https://10.77.0.1:30443",
+        "controlPlaneEndpoint": {"host": "10.77.0.1", "port": 30443},
+        "kubeconfigSecretRef": {"name": "another"},
+        "workers": {"ready": 0, "desired": 0, "summary": "0/0"},
+        "summary": "Running",
+        "conditions": [{
+            "type": "Ready", "status": "False", "reason": "Creating", "message": "",
+            "lastTransitionTime": "9999-01-01T00:00:00Z",
+        }],
+        "operation": {"type": "Create", "target": "", "step": "", "startedAt": "0001-01-01T00:00:00Z"},
+        "pending": {"revision": "x", "summary": ""},
+        "history": [],
+    });
+    let paths = [
+        "/observedGeneration",
+        "/version",
+        "/endpoint",
+        "/controlPlaneEndpoint/host",
+        "/controlPlaneEndpoint/port",
+        "/kubeconfigSecretRef/name",
+        "/workers/ready",
+        "/workers/summary",
+        "/summary",
+        "/conditions/0/type",
+        "/conditions/0/status",
+        "/conditions/0/reason",
+        "/conditions/0/message",
+        "/operation/type",
+        "/operation/target",
+        "/operation",
+        "/pending/revision",
+        "/pending",
+        "/history",
+    ];
+    let words =
+        prop::sample::select(vec!["Ready", "Stalled", "Reconciling", "True", "Unknown", "Delete", "Roll"]);
+    let value = prop_oneof![
+        3 => text().prop_map(Value::from),
+        2 => words.prop_map(Value::from),
+        2 => any::<i32>().prop_map(Value::from),
+        2 => any::<i64>().prop_map(Value::from),
+        1 => Just(Value::Null),
+        1 => document(),
+    ];
+    prop::collection::vec((prop::sample::select(paths.to_vec()), value), 0..4).prop_map(move |changes| {
+        let mut status = whole.clone();
+        for (path, value) in changes {
+            if let Some(place) = status.pointer_mut(path) {
+                *place = value;
+            }
+        }
+        status
+    })
 }
