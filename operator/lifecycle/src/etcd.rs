@@ -309,6 +309,8 @@ pub fn next_step(observed: &Observed) -> Option<Step> {
         let name = etcd_member_name(index);
         return match volume(observed, &name) {
             Some(volume) if used(observed, &name, volume) => Some(Step::Clear(name)),
+            // Its pod goes with its place. Were it added now it might join with that pod, and lose what it got with it.
+            Some(_) if leaves(observed, index, &name) => None,
             // Its pod runs already, on an empty volume: it lost its data and left.
             Some(_) => Some(Step::Add(index)),
             None => pods_well.then_some(Step::Add(index)),
@@ -326,6 +328,12 @@ pub fn next_step(observed: &Observed) -> Option<Step> {
         }
         Ordering::Equal | Ordering::Less => None,
     }
+}
+
+/// Whether the StatefulSet has no place for this pod any more, and the pod is not gone yet.
+fn leaves(observed: &Observed, index: i32, name: &str) -> bool {
+    begun(observed).is_some_and(|places| index >= places)
+        && observed.pods_of(component::ETCD).any(|pod| pod.name == name)
 }
 
 /// The actions of a step.

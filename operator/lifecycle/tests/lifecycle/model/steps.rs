@@ -183,9 +183,7 @@ fn mortal(state: &State) -> Vec<String> {
     let persistent = world.cluster.spec.etcd.storage.persistent.is_some();
     let whole = world.members.len() > 2
         && world.members.iter().all(|member| !member.learner && up(&member.name) && state.remembers(member));
-    // The pod of the last one goes while its place is empty, perhaps after it joined: a learner without its data.
-    let place = |name: &str| persistent || whole && name != "etcd-2";
-    let members = world.members.iter().filter(|member| place(&member.name) && up(&member.name));
+    let members = world.members.iter().filter(|member| (persistent || whole) && up(&member.name));
     members.map(|member| member.name.clone()).collect()
 }
 
