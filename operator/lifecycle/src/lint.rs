@@ -147,16 +147,16 @@ impl<'a> Lint<'a> {
         }
     }
 
-    /// Whether it only hastens what the end of the namespace brings anyway.
-    fn decided(&self, action: &Action) -> bool {
-        let ending = self.observed.own_namespace().is_some_and(|namespace| namespace.terminating);
-        matches!(action, Action::Delete { reference, .. }
-            if ending && reference.namespace.as_deref() == Some(&self.home))
+    /// Whether the namespace ends: what is deleted in it would go anyway.
+    fn ending(&self) -> bool {
+        self.observed.own_namespace().is_some_and(|namespace| namespace.terminating)
     }
 
     fn inspect(&mut self, action: &Action) {
         self.moment(action);
-        if action.disruption() == Disruption::Irreversible && !self.decided(action) {
+        let decided = matches!(action, Action::Delete { reference, .. }
+            if self.ending() && reference.namespace.as_deref() == Some(&self.home));
+        if action.disruption() == Disruption::Irreversible && !decided {
             self.irreversible = self.irreversible.saturating_add(1);
             self.require(
                 self.irreversible == 1,
@@ -363,6 +363,7 @@ impl<'a> Lint<'a> {
                 let remembers = live.and_then(cluster_id).is_some();
                 self.require(!remembers, Invariant::DataLost, "it would forget whose data it was");
                 if reference.kind == Kind::PersistentVolumeClaim
+                    && !self.ending()
                     && let Err(fact) = self.members.delete_volume(&reference.name)
                 {
                     self.breach(Invariant::Quorum, fact);

@@ -33,7 +33,7 @@ fn config(cases: u32) -> ProptestConfig {
 
 /// A spec, how far the world came with it, and what is found then.
 fn found() -> impl Strategy<Value = (Value, usize, Vec<Fact>)> {
-    (accepted(), 0usize..14, prop::collection::vec(fact(), 0..6))
+    (accepted(), 0usize..20, prop::collection::vec(fact(), 0..6))
 }
 
 fn failure() -> impl Strategy<Value = Option<Failure>> {
@@ -174,7 +174,7 @@ impl Turn {
 
 /// A world's spec and how far it came, and what happens then, with so many reconciles after each.
 fn life() -> impl Strategy<Value = ((Value, usize), Vec<(Turn, usize)>)> {
-    ((accepted(), 0usize..14), prop::collection::vec((turn(), 0usize..4), 0..8))
+    ((accepted(), 0usize..20), prop::collection::vec((turn(), 0usize..4), 0..8))
 }
 
 fn comes_to_rest(mut world: World, turns: &[(Turn, usize)]) -> Result<(), TestCaseError> {
