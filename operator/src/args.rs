@@ -10,6 +10,9 @@ use kaas_lifecycle::tenant::Platform;
 
 use crate::telemetry;
 
+/// The longest pause between two probes of a tenant.
+pub(crate) const LONGEST_PROBE_INTERVAL: SignedDuration = SignedDuration::from_secs(20);
+
 /// Turns TenantClusters into hosted control planes.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "kaas-operator", version)]
@@ -159,7 +162,7 @@ fn lease_duration(text: &str) -> Result<Duration, String> {
 
 /// Ready must be False within 30 s of the first failed request, so the pause has to stay well below.
 fn probe_interval(text: &str) -> Result<Duration, String> {
-    Ok(between(text, SignedDuration::from_millis(500), SignedDuration::from_secs(20))?.unsigned_abs())
+    Ok(between(text, SignedDuration::from_millis(500), LONGEST_PROBE_INTERVAL)?.unsigned_abs())
 }
 
 /// From a minute (rehearsing renewal) to a hundred years.

@@ -32,6 +32,9 @@ use crate::metrics::Metrics;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// A connection either comes about at once or not at all.
 const CONNECT: Duration = Duration::from_secs(2);
+/// A connection on which nothing was asked for so long is closed: above the longest pause between probes, so that theirs
+/// lives on and spares both sides a handshake each time, and what a reconcile opened beside it goes.
+const IDLE: Duration = Duration::from_secs(30);
 /// While a control plane comes up, its first answer is wanted at once.
 const EAGER: Duration = Duration::from_millis(200);
 /// For so long after its first probe a tenant that does not answer is probed eagerly.
@@ -133,7 +136,8 @@ fn connect(server: &str, authority: &str, certificate: &str, key: &str) -> Optio
         ..AuthInfo::default()
     };
     config.connect_timeout = Some(CONNECT);
-    config.read_timeout = Some(DEADLINE);
+    config.read_timeout = Some(IDLE);
+    config.reset_reader_on_write = true;
     // Whoever asks here has a deadline: a blocked server must not be asked fifteen times behind our back.
     config.default_retry = false;
     kube::Client::try_from(config).inspect_err(|error| tracing::warn!(%error, "no client for a tenant")).ok()
@@ -234,7 +238,66 @@ fn sentence(error: &kube::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use hyper::Response;
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    /// Serves what a probe asks for; counts connections.
+    async fn serve(listener: TcpListener, connections: Arc<AtomicUsize>) {
+        let answer = service_fn(|request: hyper::Request<hyper::body::Incoming>| async move {
+            let body = match request.uri().path() {
+                "/version" => serde_json::json!({
+                    "major": "1", "minor": "37", "gitVersion": "v1.37.1", "gitCommit": "", "gitTreeState": "",
+                    "buildDate": "", "goVersion": "", "compiler": "", "platform": "",
+                }),
+                _ => serde_json::json!({
+                    "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"},
+                }),
+            };
+            Ok::<_, Infallible>(Response::new(body.to_string()))
+        });
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            connections.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_lives_from_probe_to_probe_and_an_unused_one_is_closed() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        let connections = Arc::new(AtomicUsize::new(0));
+        tokio::spawn(serve(listener, connections.clone()));
+        let own = rcgen::generate_simple_self_signed(["own".to_owned()]).unwrap();
+        let (certificate, key) = (own.cert.pem(), own.signing_key.serialize_pem());
+        let client = connect(&server, &certificate, &certificate, &key).unwrap();
+        let metrics = Metrics::new();
+        let pause = async |time| {
+            tokio::time::pause();
+            // Paused time leaps from timer to timer.
+            sleep(time).await;
+            tokio::time::resume();
+        };
+
+        probe(&client, &metrics).await.unwrap();
+        for _ in 0..3 {
+            pause(crate::args::LONGEST_PROBE_INTERVAL.unsigned_abs()).await;
+            assert_eq!(probe(&client, &metrics).await.unwrap(), "v1.37.1");
+        }
+        assert_eq!(connections.load(Ordering::SeqCst), 1);
+        pause(IDLE + Duration::from_secs(1)).await;
+        probe(&client, &metrics).await.unwrap();
+        assert_eq!(connections.load(Ordering::SeqCst), 2);
+    }
 
     #[test]
     fn a_failure_remembers_since_when() {
