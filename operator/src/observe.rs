@@ -17,6 +17,7 @@ use kaas_lifecycle::object::{Kind, Reference};
 use kaas_lifecycle::observed::{Live, Namespace, Observed};
 use kaas_lifecycle::tenant::{Platform, Tenant};
 use kube::api::{Api, ListParams};
+use tokio::sync::Semaphore;
 
 use crate::class::{Class, classify};
 use crate::cluster::{self, DEADLINE, within};
@@ -59,7 +60,14 @@ pub(crate) struct Sources<'a> {
     pub(crate) catalogue: BTreeMap<String, KubernetesReleaseSpec>,
     /// Clients and probes of tenants.
     pub(crate) tenants: &'a Arc<Tenants>,
+    /// A turn to read the management cluster.
+    pub(crate) reading: &'a Semaphore,
 }
+
+/// So many tenants are read from the management cluster at a time, each with a dozen requests. More would not be
+/// faster, but an operator that starts with a thousand tenants would open a connection for each request of as many
+/// tenants as it works on at once, and the memory of that peak stays.
+pub(crate) const READ_AT_ONCE: usize = 6;
 
 /// How long a name may take to resolve.
 const RESOLVE: Duration = Duration::from_secs(2);
@@ -83,6 +91,8 @@ pub(crate) async fn observe(
     cluster: &str,
 ) -> Result<Option<(Observed, Keyring)>, Error> {
     let client = sources.client;
+    // Nobody closes it. What is read inside a tenant comes after it was given back: a slow tenant holds up no other.
+    let turn = sources.reading.acquire().await;
     let clusters: Api<TenantCluster> = Api::namespaced(client.clone(), namespace);
     let found =
         within(DEADLINE, clusters.get_opt(cluster)).await.map_err(failed("TenantCluster", cluster))?;
@@ -138,6 +148,7 @@ pub(crate) async fn observe(
         async { within(DEADLINE, pods.list(&params)).await.map_err(failed("Pods", &home)) },
     );
     let (objects, (secrets, pods)) = try_join(objects, rest).await?;
+    drop(turn);
     observed.objects = objects.into_iter().flatten().collect();
     secrets.items.iter().for_each(|found| keyring.read(found));
     observed.secrets = secrets
@@ -235,15 +246,19 @@ async fn inside(
     if !sources.tenants.serving(&observed.tenant.uid) {
         return None;
     }
-    let wanted = kaas_lifecycle::plan::inside_references();
-    let reads = wanted.iter().map(|reference| cluster::get(&client, reference));
-    match try_join_all(reads).await {
-        Ok(found) => {
-            Some(wanted.iter().cloned().zip(found).filter_map(|(key, live)| Some((key, live?))).collect())
+    // One after the other, on the connection that is there: all at once they would open one each, and a handshake costs
+    // both sides more time and memory than these few reads.
+    let reads = async {
+        let mut found = BTreeMap::new();
+        for reference in kaas_lifecycle::plan::inside_references() {
+            if let Some(live) = cluster::get(&client, &reference).await? {
+                found.insert(reference, live);
+            }
         }
-        Err(error) => {
-            tracing::debug!(error = %error, "the tenant's API was not read");
-            None
-        }
-    }
+        Ok(found)
+    };
+    within(DEADLINE, reads)
+        .await
+        .inspect_err(|error| tracing::debug!(%error, "the tenant's API was not read"))
+        .ok()
 }

@@ -18,7 +18,7 @@ use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tracing::{Instrument, debug, error, warn};
 
@@ -27,7 +27,7 @@ use super::orphan;
 use crate::class::Class;
 use crate::cluster::resource;
 use crate::execute::{Lifetimes, Tools, execute};
-use crate::observe::{Sources, observe};
+use crate::observe::{READ_AT_ONCE, Sources, observe};
 use crate::publish::publish;
 use crate::run::Context;
 use crate::telemetry;
@@ -94,6 +94,8 @@ pub(super) struct World {
     turns: AtomicU64,
     /// Versions asked for, by UID, as last read.
     versions: Mutex<BTreeMap<String, String>>,
+    /// Turns to read the management cluster.
+    reading: Semaphore,
 }
 
 impl World {
@@ -146,6 +148,7 @@ pub(super) async fn run(context: &Context, catalogue: Catalogue) {
         attempts: Mutex::default(),
         turns: AtomicU64::default(),
         versions: Mutex::default(),
+        reading: Semaphore::new(READ_AT_ONCE),
     });
     let concurrency = u16::try_from(settings.concurrency).unwrap_or(u16::MAX);
     let (reader, clusters) = clusters(client);
@@ -243,6 +246,7 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
         platform: &context.settings.platform,
         catalogue: world.catalogue.releases(),
         tenants: &world.tenants,
+        reading: &world.reading,
     };
     let tools = Tools {
         client: &context.client,
