@@ -81,6 +81,8 @@ pub(super) async fn keep_usage(
 ) {
     let mut ticks = interval(COUNT_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Before the clusters were read for the first time nobody would seem to use anything.
+    let _ = clusters.wait_until_ready().await;
     loop {
         ticks.tick().await;
         if context.stop.is_cancelled() {
