@@ -82,7 +82,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What figures that are published are measured with: about half an hour.
+    /// What figures that are published are measured with: about an hour.
     #[must_use]
     pub fn full() -> Self {
         Self {
