@@ -17,6 +17,8 @@ const CONFLICT: i64 = 409;
 pub(crate) struct Mark {
     log: PathBuf,
     offset: u64,
+    /// What was asked for earlier may be logged later.
+    since: Timestamp,
 }
 
 /// One request.
@@ -39,7 +41,7 @@ impl Mark {
     /// The end of the log as it is now.
     pub(crate) fn now(log: &Path) -> Result<Self, Error> {
         let offset = std::fs::metadata(log).map_err(Error::io("read", log))?.len();
-        Ok(Self { log: log.to_owned(), offset })
+        Ok(Self { log: log.to_owned(), offset, since: Timestamp::now() })
     }
 
     /// Every write since.
@@ -54,7 +56,8 @@ impl Mark {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(Error::io("read", &self.log))?;
         let text = String::from_utf8_lossy(&bytes);
-        Ok(text.lines().filter_map(Event::parse).collect())
+        let events = text.lines().filter_map(Event::parse);
+        Ok(events.filter(|event| event.received >= self.since).collect())
     }
 
     /// Writes of the operator since, without Leases and Events, which are not about a tenant.
@@ -117,14 +120,17 @@ mod tests {
     use serde_json::json;
     use std::io::Write;
 
-    fn line(user: &str, verb: &str, resource: &str) -> String {
+    const LATER: &str = "2999-01-01T00:00:00.000001Z";
+    const EARLIER: &str = "2026-01-01T00:00:00.000001Z";
+
+    fn line(user: &str, verb: &str, resource: &str, received: &str) -> String {
         json!({
             "user": {"username": user},
             "verb": verb,
             "objectRef": {"resource": resource, "name": "x"},
             "responseStatus": {"code": 409},
-            "requestReceivedTimestamp": "2026-01-01T00:00:00.000001Z",
-            "stageTimestamp": "2026-01-01T00:00:00.000002Z",
+            "requestReceivedTimestamp": received,
+            "stageTimestamp": "2999-01-01T00:00:00.000002Z",
         })
         .to_string()
     }
@@ -134,14 +140,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("audit.log");
         let operator = "system:serviceaccount:kaas-system:kaas-operator";
-        std::fs::write(&log, line(operator, "patch", "services") + "\n").unwrap();
+        std::fs::write(&log, line(operator, "patch", "services", LATER) + "\n").unwrap();
         let mark = Mark::now(&log).unwrap();
         let mut file = std::fs::OpenOptions::new().append(true).open(&log).unwrap();
         for text in [
-            line(operator, "get", "secrets"),
-            line(operator, "patch", "secrets"),
-            line(operator, "update", "leases"),
-            line("somebody", "patch", "secrets"),
+            line(operator, "get", "secrets", LATER),
+            line(operator, "patch", "secrets", LATER),
+            line(operator, "patch", "namespaces", EARLIER),
+            line(operator, "update", "leases", LATER),
+            line("somebody", "patch", "secrets", LATER),
             "{\"half".to_owned(),
         ] {
             writeln!(file, "{text}").unwrap();
