@@ -55,6 +55,11 @@ fn walk_of(stage: &Stage, name: &str, steps: &[usize]) -> Result<(), Error> {
     for wanted in steps {
         let kubectl = stage.tenant_kubectl(name)?;
         let led = leader(stage, name)?;
+        if led != "etcd-0" {
+            say(format!(
+                "  {led} leads, by an election: the step to {wanted} members may be noticed for a moment"
+            ));
+        }
         let mark = format!("before-{wanted}");
         kubectl.run(&["create", "configmap", &mark, "--from-literal=members=known"])?;
         let outcome = under_load_of(stage, name, &format!("{wanted} members"), || {

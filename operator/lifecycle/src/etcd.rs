@@ -14,7 +14,7 @@ use crate::desired::{
     EtcdBootstrap, EtcdIdentity, SEVERAL_ELECTION_TIMEOUT, etcd_member_name, etcd_peer_url,
 };
 use crate::object::{Kind, Reference};
-use crate::observed::{Member, Observed, Pod};
+use crate::observed::{Live, Member, Observed, Pod};
 
 /// ConfigMap that members start from.
 pub const BOOTSTRAP: &str = "etcd-bootstrap";
@@ -130,11 +130,17 @@ fn remembered_volumes(observed: &Observed) -> BTreeMap<&str, &str> {
 /// What a member's data is on: its claim, or without one the pod itself.
 fn volume<'a>(observed: &'a Observed, member: &str) -> Option<&'a str> {
     match &observed.cluster.spec.etcd.storage.persistent {
-        Some(_) => observed
-            .live(Kind::PersistentVolumeClaim, &format!("data-{member}"))
-            .map(|claim| claim.uid.as_str()),
-        None => observed.pods_of(component::ETCD).find(|pod| pod.name == member).map(|pod| pod.uid.as_str()),
+        Some(_) => claim(observed, member).map(|claim| claim.uid.as_str()),
+        None => pod(observed, member).map(|pod| pod.uid.as_str()),
     }
+}
+
+fn claim<'a>(observed: &'a Observed, member: &str) -> Option<&'a Live> {
+    observed.live(Kind::PersistentVolumeClaim, &format!("data-{member}"))
+}
+
+fn pod<'a>(observed: &'a Observed, member: &str) -> Option<&'a Pod> {
+    observed.pods_of(component::ETCD).find(|pod| pod.name == member)
 }
 
 /// Whether a member is known to have lost its data: it had another volume when it was last well.
@@ -332,8 +338,7 @@ pub fn next_step(observed: &Observed) -> Option<Step> {
 
 /// Whether the StatefulSet has no place for this pod any more, and the pod is not gone yet.
 fn leaves(observed: &Observed, index: i32, name: &str) -> bool {
-    begun(observed).is_some_and(|places| index >= places)
-        && observed.pods_of(component::ETCD).any(|pod| pod.name == name)
+    begun(observed).is_some_and(|places| index >= places) && pod(observed, name).is_some()
 }
 
 /// The actions of a step.
@@ -360,15 +365,13 @@ pub fn actions(observed: &Observed, step: &Step) -> Vec<Action> {
 /// Takes away what a member that left had its data on.
 fn clear(observed: &Observed, member: &str) -> Vec<Action> {
     let home = observed.tenant.control_plane_namespace();
-    let claim = observed
-        .live(Kind::PersistentVolumeClaim, &format!("data-{member}"))
-        .filter(|claim| !claim.terminating);
+    let claim = claim(observed, member).filter(|claim| !claim.terminating);
     let claim = claim.map(|claim| Action::Delete {
         reference: Reference::namespaced(Kind::PersistentVolumeClaim, &home, format!("data-{member}")),
         uid: claim.uid.clone(),
         grace: None,
     });
-    let pod = observed.pods_of(component::ETCD).find(|pod| pod.name == member && !pod.terminating);
+    let pod = pod(observed, member).filter(|pod| !pod.terminating);
     claim.into_iter().chain(pod.map(|pod| delete(observed, pod))).collect()
 }
 
@@ -446,11 +449,10 @@ pub fn homecoming(observed: &Observed) -> Option<Action> {
     if first.id == etcd.leader || !outdated(observed).is_empty() {
         return None;
     }
-    let pod = |name: &str| observed.pods_of(component::ETCD).find(|pod| pod.name == name);
-    let restarted = pod(&first.name)?.created;
+    let restarted = pod(observed, &first.name)?.created;
     let recent = |time: Timestamp| observed.now.duration_since(time) < RECENT;
     let joined = etcd.members.iter().filter(|member| member.id != first.id).all(|member| {
-        let earlier = pod(&member.name).is_some_and(|pod| pod.created < restarted);
+        let earlier = pod(observed, &member.name).is_some_and(|pod| pod.created < restarted);
         earlier && data_since(observed, &member.name).is_some_and(recent)
     });
     (joined && recent(restarted)).then_some(Action::Etcd(EtcdOrder::MoveLeader { to: first.id }))
@@ -459,12 +461,8 @@ pub fn homecoming(observed: &Observed) -> Option<Action> {
 /// Since when a member has its volume.
 fn data_since(observed: &Observed, member: &str) -> Option<Timestamp> {
     match &observed.cluster.spec.etcd.storage.persistent {
-        Some(_) => observed
-            .live(Kind::PersistentVolumeClaim, &format!("data-{member}"))?
-            .text("/metadata/creationTimestamp")
-            .parse()
-            .ok(),
-        None => observed.pods_of(component::ETCD).find(|pod| pod.name == member).map(|pod| pod.created),
+        Some(_) => claim(observed, member)?.text("/metadata/creationTimestamp").parse().ok(),
+        None => pod(observed, member).map(|pod| pod.created),
     }
 }
 

@@ -351,18 +351,18 @@ fn back_off(cluster: Arc<Known>, error: &Error, world: Arc<World>) -> Action {
         return Action::await_change();
     }
     let uid = cluster.metadata.uid.clone().unwrap_or_default();
-    let mut attempts = world.attempts();
-    let known = attempts.len();
-    let attempts = attempts.entry(uid).or_insert(0);
-    world.context.metrics.queue.backing_off(known + usize::from(*attempts == 0));
+    let mut all = world.attempts();
+    let attempts = all.entry(uid).or_insert(0);
     *attempts = attempts.saturating_add(1);
+    let attempts = *attempts;
+    world.context.metrics.queue.backing_off(all.len());
     let metadata = &cluster.metadata;
     warn!(
-        namespace = metadata.namespace, name = metadata.name, class = class.as_str(), attempts = *attempts, %error,
+        namespace = metadata.namespace, name = metadata.name, class = class.as_str(), attempts, %error,
         "reconcile failed"
     );
-    if class == Class::Conflict && *attempts < 5 {
+    if class == Class::Conflict && attempts < 5 {
         return Action::requeue(Duration::from_millis(20));
     }
-    Action::requeue(BACK_OFF.0.saturating_mul(2_u32.saturating_pow((*attempts - 1).min(10))).min(BACK_OFF.1))
+    Action::requeue(BACK_OFF.0.saturating_mul(2_u32.saturating_pow((attempts - 1).min(10))).min(BACK_OFF.1))
 }

@@ -249,8 +249,6 @@ fn quota(inputs: &Inputs<'_>) -> u64 {
 /// The one Service over the members: with two of them a member's address would have two names, and peers would
 /// refuse half of the connections. Members must find each other before they are ready.
 pub(super) fn service(inputs: &Inputs<'_>) -> Object {
-    let port =
-        |name: &str, port: u16| json!({"name": name, "port": port, "targetPort": port, "protocol": "TCP"});
     inputs.object(
         Kind::Service,
         ETCD,
@@ -265,6 +263,11 @@ pub(super) fn service(inputs: &Inputs<'_>) -> Object {
     )
 }
 
+/// A port of a Service.
+fn port(name: &str, port: u16) -> Value {
+    json!({"name": name, "port": port, "targetPort": port, "protocol": "TCP"})
+}
+
 /// A stable address for the first member, which is the one that stays when there is but one. By the pod's name, so
 /// that a learner is never behind it. It must be found before it is ready: what its clients wait for is itself.
 pub(super) fn lone_service(inputs: &Inputs<'_>) -> Object {
@@ -277,7 +280,7 @@ pub(super) fn lone_service(inputs: &Inputs<'_>) -> Object {
             "type": "ClusterIP",
             "publishNotReadyAddresses": true,
             "selector": {POD_NAME_LABEL: first},
-            "ports": [{"name": "client", "port": CLIENT_PORT, "targetPort": CLIENT_PORT, "protocol": "TCP"}],
+            "ports": [port("client", CLIENT_PORT)],
         }}),
     )
 }
