@@ -16,6 +16,7 @@ use crate::credentials::write_private;
 use crate::kubectl::{Kubectl, at, condition};
 use crate::layout::{Cache, Repository, State};
 use crate::operator::tenant_is_ready;
+use crate::tally::Tally;
 use crate::terminal::{complain, say};
 use crate::wait;
 
@@ -35,35 +36,6 @@ const SOON: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(200);
 /// Every object of the flows is in this namespace of the management cluster.
 const NAMESPACE: &str = "kaas-e2e";
-
-/// How many flows passed and failed, and which were not run.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Tally {
-    /// Claims that held.
-    pub passed: usize,
-    /// Claims that did not.
-    pub failed: usize,
-    /// Not run here.
-    pub skipped: Vec<String>,
-}
-
-impl Tally {
-    /// One more claim.
-    pub fn count(&mut self, held: bool) {
-        if held {
-            self.passed += 1;
-        } else {
-            self.failed += 1;
-        }
-    }
-
-    /// Takes another tally in.
-    pub fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.skipped.extend(other.skipped);
-    }
-}
 
 /// The cluster that flows run on.
 struct Stage {
@@ -451,10 +423,15 @@ fn settled(object: &Value) -> Result<(), String> {
 }
 
 fn report(name: &str, result: Result<(), Error>, seconds: f32, tally: &mut Tally) {
-    tally.count(result.is_ok());
     match result {
-        Ok(()) => say(format!("flow {name}: ok ({seconds:.1} s)")),
-        Err(error) => say(format!("flow {name}: FAILED ({seconds:.1} s)\n{error}")),
+        Ok(()) => {
+            say(format!("flow {name}: ok ({seconds:.1} s)"));
+            tally.passed += 1;
+        }
+        Err(error) => {
+            say(format!("flow {name}: FAILED ({seconds:.1} s)\n{error}"));
+            tally.fail(&format!("flow {name}"), &error.to_string());
+        }
     }
 }
 

@@ -129,8 +129,5 @@ pub fn e2e(
     extent: crate::flow::Extent,
 ) -> Result<(), Error> {
     let tally = crate::flow::run(repository, cache, operator, extent)?;
-    for skipped in &tally.skipped {
-        say(format!("skipped: {skipped}"));
-    }
-    crate::suite::conclude(&tally)
+    tally.conclude()
 }

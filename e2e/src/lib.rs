@@ -37,6 +37,7 @@ mod probe;
 mod process;
 mod record;
 pub mod suite;
+pub mod tally;
 pub mod terminal;
 mod wait;
 

@@ -9,9 +9,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Error;
-use crate::flow::{self, Tally};
+use crate::flow;
 use crate::layout::{Cache, Repository};
 use crate::prerequisite;
+use crate::tally::Tally;
 use crate::terminal::say;
 
 const LINTS_DEADLINE: Duration = Duration::from_secs(1500);
@@ -53,33 +54,13 @@ pub fn run(repository: &Repository, cache: &Cache) -> Result<(), Error> {
         Ok(flows) => tally.add(flows),
         Err(error) => fail("flows", &error, &mut tally),
     }
-    for skipped in &tally.skipped {
-        say(format!("skipped: {skipped}"));
-    }
     say(format!("all of it took {} s", started.elapsed().as_secs()));
-    conclude(&tally)
-}
-
-/// The last line, and the verdict.
-pub(crate) fn conclude(tally: &Tally) -> Result<(), Error> {
-    say(format!("{} passed, {} failed", tally.passed, tally.failed));
-    verdict(tally)
-}
-
-/// Nothing failed, and something ran.
-fn verdict(tally: &Tally) -> Result<(), Error> {
-    if tally.failed == 0 && tally.passed > 0 {
-        return Ok(());
-    }
-    Err(Error::Invalid(match tally.failed {
-        0 => "nothing ran".to_owned(),
-        failed => format!("{failed} failed: look for FAILED above"),
-    }))
+    tally.conclude()
 }
 
 fn fail(name: &str, error: &Error, tally: &mut Tally) {
     say(format!("{name}: FAILED\n{error}"));
-    tally.count(false);
+    tally.fail(name, &error.to_string());
 }
 
 fn step(name: &str, command: Command, deadline: Duration, tally: &mut Tally) {
@@ -88,44 +69,64 @@ fn step(name: &str, command: Command, deadline: Duration, tally: &mut Tally) {
     let seconds = started.elapsed().as_secs();
     let word = if outcome { "ok" } else { "FAILED" };
     say(format!("{name}: {word} ({seconds} s)"));
-    tally.count(outcome);
+    match outcome {
+        true => tally.passed += 1,
+        false => tally.fail(name, ""),
+    }
 }
 
 /// Counts the single tests; a run that ends badly without a failed test (it did not compile, it crashed)
 /// is a failure of its own, and so is one without any test.
 fn tests_step(command: Command, show: &mut dyn FnMut(&str), tally: &mut Tally) {
     let started = Instant::now();
-    let mut counts = Counts::default();
+    let mut found = Tests::default();
     let outcome = stream(command, TESTS_DEADLINE, &mut |line| {
-        counts.read(line);
+        found.read(line);
         show(line);
     });
-    let broken = (!outcome && counts.failed == 0) || counts.passed + counts.failed == 0;
-    tally.passed += counts.passed;
-    tally.failed += counts.failed + usize::from(broken);
+    let broken = (!outcome && found.failed.is_empty()) || found.passed + found.failed.len() == 0;
+    tally.passed += found.passed;
+    for (name, why) in &found.failed {
+        tally.fail(&format!("test {name}"), &why.join("\n"));
+    }
+    if broken {
+        tally.fail("tests", "they did not compile, or ended before they said what they found");
+    }
     let word = if outcome && !broken { "ok" } else { "FAILED" };
     show(&format!("tests: {word} ({} s)", started.elapsed().as_secs()));
 }
 
+/// What cargo's test programs print.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Counts {
+struct Tests {
     passed: usize,
-    failed: usize,
+    /// Each with what it printed.
+    failed: Vec<(String, Vec<String>)>,
+    /// The one whose output is read now.
+    telling: Option<usize>,
 }
 
-impl Counts {
+impl Tests {
+    /// `test name ... FAILED`, `---- name stdout ----` and
     /// `test result: ok. 3 passed; 0 failed; 1 ignored; ...`
     fn read(&mut self, line: &str) {
-        let Some((_, rest)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
-        else {
-            return;
-        };
-        for part in rest.split("; ") {
-            match part.split_once(' ') {
-                Some((number, "passed")) => self.passed += number.parse::<usize>().unwrap_or(0),
-                Some((number, "failed")) => self.failed += number.parse::<usize>().unwrap_or(0),
-                _ => {}
-            }
+        let failed = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"));
+        let titled = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"));
+        if let Some(name) = failed {
+            self.failed.push((name.to_owned(), Vec::new()));
+        } else if let Some(title) = titled {
+            self.telling = self.failed.iter().rposition(|(name, _)| name == title);
+        } else if line == "failures:" {
+            self.telling = None;
+        } else if let Some((_, rest)) =
+            line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        {
+            let passed = rest.split("; ").find_map(|part| part.strip_suffix(" passed"));
+            self.passed += passed.and_then(|number| number.parse::<usize>().ok()).unwrap_or(0);
+        } else if let Some((_, told)) = self.telling.and_then(|index| self.failed.get_mut(index))
+            && !line.trim().is_empty()
+        {
+            told.push(line.to_owned());
         }
     }
 }
@@ -215,23 +216,30 @@ mod tests {
 
     #[test]
     fn results_of_all_binaries_are_summed() {
-        let mut counts = Counts::default();
+        let mut found = Tests::default();
         for line in [
             "running 3 tests",
             "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s",
-            "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",
+            "test one ... ok",
+            "test two ... FAILED",
+            "",
+            "failures:",
+            "",
+            "---- two stdout ----",
+            "",
+            "thread 'two' panicked at src/lib.rs:1:1:",
+            "it is 3",
+            "",
+            "failures:",
+            "    two",
+            "",
+            "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",
         ] {
-            counts.read(line);
+            found.read(line);
         }
-        assert_eq!(counts, Counts { passed: 4, failed: 2 });
-    }
-
-    #[test]
-    fn nothing_ran_is_no_success() {
-        assert!(verdict(&Tally::default()).is_err());
-        let tally = Tally { passed: 1, ..Tally::default() };
-        assert!(verdict(&tally).is_ok());
-        assert!(verdict(&Tally { failed: 1, ..tally }).is_err());
+        assert_eq!(found.passed, 4);
+        let told = ["thread 'two' panicked at src/lib.rs:1:1:", "it is 3"].map(str::to_owned).to_vec();
+        assert_eq!(found.failed, [("two".to_owned(), told)]);
     }
 
     #[test]
@@ -245,11 +253,15 @@ mod tests {
             ("echo 'test result: ok. 2 passed; 0 failed; 0 ignored'", 2, 0),
             ("exit 101", 0, 1),
             ("true", 0, 1),
-            ("echo 'test result: FAILED. 2 passed; 1 failed; 0 ignored'; exit 101", 2, 1),
+            (
+                "echo 'test it ... FAILED'; echo 'test result: FAILED. 2 passed; 1 failed; 0 ignored'; exit 101",
+                2,
+                1,
+            ),
         ] {
             let mut tally = Tally::default();
             tests_step(shell(script), &mut |_| (), &mut tally); // quiet: these lines would be counted
-            assert_eq!((tally.passed, tally.failed), (passed, failed), "{script}");
+            assert_eq!((tally.passed, tally.failed.len()), (passed, failed), "{script}");
         }
     }
 }

@@ -64,28 +64,14 @@ async fn measure(world: &Arc<World>, team: &str) -> (Measures, BTreeMap<Operatio
     (measures, writes)
 }
 
-/// With this in the environment every fault strikes at every write, which takes longer than `make test` may.
-const ALL: &str = "KAAS_SWEEP_ALL";
-
-/// The operator dies at every write. The other faults take turns: each write meets some of them in every run, the same
-/// ones each time; all of them at all writes with [`ALL`]. With `SWEEP_ONLY` those alone whose description has that
-/// text in it.
+/// Every fault at every write. With `SWEEP_ONLY` those alone whose description has that text in it.
 fn strikes(operation: Operation, writes: &[Target]) -> Vec<Strike> {
-    let all = std::env::var_os(ALL).is_some();
     let only = std::env::var("SWEEP_ONLY").unwrap_or_default();
-    let strikes = Fault::ALL.into_iter().enumerate().flat_map(|(turn, fault)| {
-        let met = move |at: &usize| all || fault == Fault::Crash || at % TURNS == turn % TURNS;
-        writes
-            .iter()
-            .enumerate()
-            .filter(move |(at, _)| met(at))
-            .map(move |(_, target)| Strike { target: target.clone(), fault })
-    });
+    let strikes = Fault::ALL
+        .into_iter()
+        .flat_map(|fault| writes.iter().map(move |target| Strike { target: target.clone(), fault }));
     strikes.filter(|strike| format!("{operation}: {strike}").contains(&only)).collect()
 }
-
-/// One write in so many meets a given fault.
-const TURNS: usize = 4;
 
 /// What happens in one life.
 struct Course {
