@@ -103,6 +103,7 @@ const FLOWS: &[Flow] = &[
         run: chaos::processes_come_back,
     },
     Flow { name: "three members lose their leader", local_only: Some(BELOW), run: chaos::a_leader_is_lost },
+    Flow { name: "data that went with a pod", local_only: Some(BELOW), run: chaos::data_is_lost },
     Flow {
         name: "a stranger does not reach etcd",
         local_only: None,

@@ -156,8 +156,18 @@ pub(crate) fn at<'a>(object: &'a Value, pointer: &str) -> &'a Value {
 /// Status of a condition: True, False or Unknown.
 #[must_use]
 pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
+    of_condition(object, kind, "/status")
+}
+
+/// Reason of a condition.
+#[must_use]
+pub fn reason<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
+    of_condition(object, kind, "/reason")
+}
+
+fn of_condition<'a>(object: &'a Value, kind: &str, field: &str) -> Option<&'a str> {
     let conditions = at(object, "/status/conditions").as_array()?;
-    at(conditions.iter().find(|condition| at(condition, "/type") == kind)?, "/status").as_str()
+    at(conditions.iter().find(|condition| at(condition, "/type") == kind)?, field).as_str()
 }
 
 fn deployment_is_available(object: &Value) -> Result<(), String> {

@@ -11,11 +11,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::load::{Client, Load, Outcome};
-use super::{GONE, NAMESPACE, POLL, SOON, Stage, claim, scale};
+use super::{GONE, NAMESPACE, POLL, SOON, Stage, claim, scale, settled};
 use crate::Error;
 use crate::cgroup::Hierarchies;
 use crate::credentials::Credentials;
-use crate::kubectl::{at, condition};
+use crate::kubectl::{at, condition, reason};
 use crate::probe::Probe;
 use crate::terminal::say;
 use crate::wait;
@@ -239,12 +239,7 @@ pub(super) fn the_member_comes_back(stage: &Stage) -> Result<(), Error> {
 /// Whole pods go, and processes that clients hold connections to.
 pub(super) fn processes_come_back(stage: &Stage) -> Result<(), Error> {
     let home = stage.home(TENANT)?;
-    broken(stage, TENANT, "the only member's pod is deleted", || {
-        stage
-            .kubectl
-            .run(&["--namespace", &home, "delete", "pod", "etcd-0", "--grace-period=0", "--force"])
-            .map(drop)
-    })?;
+    broken(stage, TENANT, "the only member's pod is deleted", || delete_pod(stage, &home, "etcd-0"))?;
     broken(stage, TENANT, "the only API server is killed", || {
         kill(stage, &["kube-apiserver --secure-port", &home])
     })?;
@@ -259,6 +254,11 @@ pub(super) fn processes_come_back(stage: &Stage) -> Result<(), Error> {
         )
     })
     .and_then(|outcome| scale::nothing_failed(&outcome))
+}
+
+fn delete_pod(stage: &Stage, home: &str, pod: &str) -> Result<(), Error> {
+    let what = ["--namespace", home, "delete", "pod", pod, "--grace-period=0", "--force"];
+    stage.kubectl.run(&what).map(drop)
 }
 
 /// Name of the pod of controllers: it is the host name that its processes see.
@@ -286,8 +286,7 @@ pub(super) fn a_leader_is_lost(stage: &Stage) -> Result<(), Error> {
     gap_at_most(&killed, ELECTION_GAP)?;
     let deleted = broken(stage, name, "the pod of the leader of three is deleted", || {
         let leader = scale::leader(stage, name)?;
-        let what = ["delete", "pod", &leader, "--grace-period=0", "--force"];
-        stage.kubectl.run(&[&["--namespace", home.as_str()], what.as_slice()].concat()).map(drop)
+        delete_pod(stage, &home, &leader)
     })?;
     gap_at_most(&deleted, ELECTION_GAP)?;
     let server = broken(stage, name, "one of two API servers is killed", || {
@@ -298,6 +297,54 @@ pub(super) fn a_leader_is_lost(stage: &Stage) -> Result<(), Error> {
             .map_err(|error| Error::io("kill", format!("process {pid:?}"))(error.into()))
     })?;
     gap_at_most(&server, Duration::from_secs(3))?;
+    remove(stage, name)
+}
+
+/// Members whose data goes with their pods: one of three is made anew and nobody loses anything; the only one is
+/// reported as lost, and nothing takes its place unasked.
+pub(super) fn data_is_lost(stage: &Stage) -> Result<(), Error> {
+    let name = "fleeting";
+    let mut spec = super::small(super::known_version());
+    if let Some(etcd) = spec.pointer_mut("/etcd") {
+        *etcd = json!({"replicas": 3, "storage": {"ephemeral": {}}});
+    }
+    stage.apply_tenant(name, spec.clone())?;
+    stage.await_settled(name)?;
+    let before = scale::membership(stage, name)?;
+    let outcome = broken(stage, name, "one of three loses its data", || {
+        delete_pod(stage, &stage.home(name)?, "etcd-1")?;
+        stage.await_tenant(name, "to replace the member", |object| {
+            match condition(object, "EtcdHealthy") {
+                Some("True") if settled(object).is_ok() => Ok(()),
+                health => Err(format!("EtcdHealthy is {health:?}")),
+            }
+        })?;
+        scale::await_pods(stage, name, "etcd", 3)
+    })?;
+    gap_at_most(&outcome, ELECTION_GAP)?;
+    let after = scale::membership(stage, name)?;
+    claim(after.voters == before.voters && after.id_of("etcd-1") != before.id_of("etcd-1"), || {
+        format!("etcd-1 was to be another member under its name: {before:?} became {after:?}")
+    })?;
+    remove(stage, name)?;
+
+    if let Some(members) = spec.pointer_mut("/etcd/replicas") {
+        *members = json!(1);
+    }
+    stage.apply_tenant(name, spec)?;
+    stage.await_settled(name)?;
+    delete_pod(stage, &stage.home(name)?, "etcd-0")?;
+    let told = |object: &Value| {
+        let lost =
+            |kind: &str| reason(object, kind) == Some("DataLost") && condition(object, kind) == Some("False");
+        match lost("EtcdHealthy") && lost("Ready") {
+            true => Ok(()),
+            false => Err(at(object, "/status/conditions").to_string()),
+        }
+    };
+    stage.await_tenant(name, "to say that its data is lost", told)?;
+    std::thread::sleep(AFTERMATH);
+    told(&stage.tenant(name)?).map_err(|now| Error::Invalid(format!("something was made anew: {now}")))?;
     remove(stage, name)
 }
 

@@ -1,7 +1,7 @@
 //! Growing and shrinking a control plane while clients go on: no request on a new connection fails and no change
 //! is lost. Only the step away from one etcd member restarts that member, and may be noticed for a moment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -104,6 +104,14 @@ pub(super) struct Membership {
     pub(super) cluster: String,
     pub(super) voters: BTreeSet<String>,
     learners: usize,
+    ids: BTreeMap<String, String>,
+}
+
+impl Membership {
+    /// etcd's own number of the member of this name.
+    pub(super) fn id_of(&self, member: &str) -> Option<&String> {
+        self.ids.get(member)
+    }
 }
 
 pub(super) fn membership(stage: &Stage, name: &str) -> Result<Membership, Error> {
@@ -118,6 +126,12 @@ pub(super) fn membership(stage: &Stage, name: &str) -> Result<Membership, Error>
             .map(|member| at(member, "/name").as_str().unwrap_or_default().to_owned())
             .collect(),
         learners: members.iter().filter(learner).count(),
+        ids: members
+            .iter()
+            .map(|member| {
+                (at(member, "/name").as_str().unwrap_or_default().to_owned(), at(member, "/ID").to_string())
+            })
+            .collect(),
     })
 }
 

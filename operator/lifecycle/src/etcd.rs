@@ -23,6 +23,8 @@ pub const BOOTSTRAP: &str = "etcd-bootstrap";
 pub const IDENTITY: &str = "etcd-identity";
 /// The volumes of members that left have this before their names.
 const LEFT: &str = "left.";
+/// And those of learners this, so that one whose data goes before all were seen well is known by it too.
+const JOINS: &str = "joins.";
 /// Key of the remembered cluster ID.
 pub const CLUSTER_ID_KEY: &str = "cluster-id";
 /// Key of what makes a member without data join instead of founding a cluster; a variable of that name in pods.
@@ -34,6 +36,9 @@ pub(crate) const MOST: i32 = 5;
 /// Grace period of a member: its log is synced at every write, so that nothing is gained by waiting for clients'
 /// watches, which never end (etcd holds its listener closed for 5 s + 2 x election timeout while it waits).
 pub const GRACE_SECONDS: u32 = 1;
+
+/// A member's first starts fail while it is not known to the others, or they are not by name: seconds.
+const STARTS: SignedDuration = SignedDuration::from_secs(30);
 
 /// Members that joined, and a restart that was, within so long belong to one and the same change of the membership.
 const RECENT: SignedDuration = SignedDuration::from_mins(10);
@@ -145,10 +150,25 @@ fn pod<'a>(observed: &'a Observed, member: &str) -> Option<&'a Pod> {
 
 /// Whether a member is known to have lost its data: it had another volume when it was last well.
 fn on_new_volume(observed: &Observed, member: &str) -> bool {
-    match (remembered_volumes(observed).get(member), volume(observed, member)) {
-        (Some(was), Some(is)) => *was != is,
+    match (last_volume(observed, member), volume(observed, member)) {
+        (Some(was), Some(is)) => was != is,
         _ => false,
     }
+}
+
+/// Whether a member's data, which is in its pod, is none that it can start from.
+fn stuck(observed: &Observed, member: &str) -> bool {
+    let crashes = |pod: &Pod| {
+        let trouble = pod.trouble.as_ref().is_some_and(|trouble| trouble.reason == "CrashLoopBackOff");
+        trouble && observed.now.duration_since(pod.created) > STARTS
+    };
+    observed.cluster.spec.etcd.storage.persistent.is_none() && pod(observed, member).is_some_and(crashes)
+}
+
+/// What a member had its data on when it was seen up last.
+fn last_volume<'a>(observed: &'a Observed, member: &str) -> Option<&'a str> {
+    remembered(observed, &format!("{JOINS}{member}"))
+        .or_else(|| remembered_volumes(observed).get(member).copied())
 }
 
 /// Whether a member that left had its data on this volume.
@@ -158,10 +178,18 @@ fn used(observed: &Observed, member: &str, volume: &str) -> bool {
 }
 
 /// What is to be remembered: made once all members are well, and again when one got a new volume and is well on it.
+/// Of a learner it is remembered when it is up.
 pub fn identity(observed: &Observed) -> Option<EtcdIdentity> {
     seen_well(observed).or_else(|| {
         let cluster_id = remembered(observed, CLUSTER_ID_KEY)?.to_owned();
-        Some(EtcdIdentity { cluster_id, volumes: memory(observed) })
+        let mut volumes = memory(observed);
+        let members = observed.etcd.iter().flat_map(|etcd| &etcd.members);
+        for learner in members.filter(|member| member.learner && member.healthy) {
+            if let Some(volume) = volume(observed, &learner.name) {
+                volumes.insert(format!("{JOINS}{}", learner.name), volume.to_owned());
+            }
+        }
+        Some(EtcdIdentity { cluster_id, volumes })
     })
 }
 
@@ -181,7 +209,7 @@ fn seen_well(observed: &Observed) -> Option<EtcdIdentity> {
     let memory = memory(observed);
     let (left, been): (Vec<_>, Vec<_>) = memory.into_iter().partition(|(name, _)| name.starts_with(LEFT));
     for (name, volume) in left.into_iter().chain(been) {
-        let name = name.strip_prefix(LEFT).unwrap_or(&name);
+        let name = bare(&name);
         if !volumes.contains_key(name) {
             volumes.insert(format!("{LEFT}{name}"), volume);
         }
@@ -189,13 +217,15 @@ fn seen_well(observed: &Observed) -> Option<EtcdIdentity> {
     Some(EtcdIdentity { cluster_id: etcd.cluster_id.clone(), volumes })
 }
 
-/// All volumes that are remembered, those of members that left under their longer keys.
+/// The name of the member that a key is about.
+fn bare(key: &str) -> &str {
+    key.strip_prefix(LEFT).or_else(|| key.strip_prefix(JOINS)).unwrap_or(key)
+}
+
+/// All volumes that are remembered, those of members that left or join under their longer keys.
 fn memory(observed: &Observed) -> BTreeMap<String, String> {
     let data = observed.live(Kind::ConfigMap, IDENTITY).and_then(|live| live.get("/data")?.as_object());
-    let all = data
-        .into_iter()
-        .flatten()
-        .filter(|(key, _)| index_of(key.strip_prefix(LEFT).unwrap_or(key)).is_some());
+    let all = data.into_iter().flatten().filter(|(key, _)| index_of(bare(key)).is_some());
     all.filter_map(|(key, volume)| Some((key.clone(), volume.as_str()?.to_owned()))).collect()
 }
 
@@ -288,7 +318,14 @@ pub fn next_step(observed: &Observed) -> Option<Step> {
         return None;
     }
     if let Some(learner) = etcd.members.iter().find(|member| member.learner) {
-        return Some(Step::Promote(member_name(learner)?, learner.id));
+        let name = member_name(learner)?;
+        // It has no vote yet: a learner that started and lost what it got begins anew.
+        let (started, stuck) = (!learner.name.is_empty(), stuck(observed, &name));
+        return Some(match (learner.healthy, started) {
+            (false, true) if stuck || on_new_volume(observed, &name) => Step::Replace(name, learner.id),
+            (false, false) if stuck => Step::Clear(name),
+            _ => Step::Promote(name, learner.id),
+        });
     }
     let voters = etcd.members.len();
     if let Health::Degraded(unwell) = &health {
@@ -354,7 +391,9 @@ pub fn actions(observed: &Observed, step: &Step) -> Vec<Action> {
             let up = members
                 .filter(|member| member.id == *id)
                 .any(|member| member.healthy && member.name == *name);
-            if up { order(EtcdOrder::Promote { id: *id }) } else { Vec::new() }
+            // What it has its data on is remembered first: should that be lost with a vote, it is known to be.
+            let known = last_volume(observed, name).is_some() && !on_new_volume(observed, name);
+            if up && known { order(EtcdOrder::Promote { id: *id }) } else { Vec::new() }
         }
         Step::Remove(_, _, Some(heir)) => order(EtcdOrder::MoveLeader { to: *heir }),
         Step::Remove(_, id, None) | Step::Replace(_, id) => order(EtcdOrder::Remove { id: *id }),

@@ -1,6 +1,7 @@
 //! etcd grows and shrinks, loses members and gets them back, and never gives its quorum away.
 
 use kaas_crds::tenant_cluster::Storage;
+use kaas_lifecycle::observed::Member;
 use serde_json::json;
 
 use crate::world::World;
@@ -93,6 +94,31 @@ fn a_member_that_lost_its_data_is_replaced_as_a_learner() {
         let after = world.members.iter().find(|other| other.name == member).unwrap().id;
         assert_ne!(before, after, "it is another member under the old name");
         assert_eq!((world.members.len(), world.summary()), (3, "Running"), "{member}");
+    }
+}
+
+#[test]
+fn a_member_that_loses_its_data_while_it_joins_begins_anew() {
+    for steps in 1..40 {
+        let mut world = ephemeral(1);
+        world.settle();
+        world.edit(|spec| spec.etcd.replicas = 3);
+        for _ in 0..steps {
+            world.reconcile();
+            world.controllers();
+        }
+        // The node of the member that joined last dies, while all the others are up. Of two that vote none may die.
+        let started = |member: &&Member| !member.name.is_empty() && member.name != "etcd-0";
+        let Some(last) = world.members.iter().rfind(started) else { continue };
+        let (name, voters) =
+            (last.name.clone(), world.members.iter().filter(|member| !member.learner).count());
+        let others_up = world.pods.iter().all(|pod| pod.ready || pod.name == name);
+        if !others_up || voters == 2 && !last.learner {
+            continue;
+        }
+        world.pods.retain(|pod| pod.name != name);
+        settle_with_quorum(&mut world);
+        assert_eq!((world.members.len(), world.summary()), (3, "Running"), "{name} after {steps} steps");
     }
 }
 
