@@ -52,7 +52,7 @@ fn walk_of(stage: &Stage, name: &str, steps: &[usize]) -> Result<(), Error> {
     let mut before = membership(stage, name)?;
     // What clients saw is judged at the end: the later steps are of interest when an earlier one was noticed too.
     let mut seen = Ok(());
-    for wanted in steps {
+    for (step, wanted) in steps.iter().enumerate() {
         let kubectl = stage.tenant_kubectl(name)?;
         let led = leader(stage, name)?;
         if led != "etcd-0" {
@@ -60,7 +60,7 @@ fn walk_of(stage: &Stage, name: &str, steps: &[usize]) -> Result<(), Error> {
                 "  {led} leads, by an election: the step to {wanted} members may be noticed for a moment"
             ));
         }
-        let mark = format!("before-{wanted}");
+        let mark = format!("before-step-{step}");
         kubectl.run(&["create", "configmap", &mark, "--from-literal=members=known"])?;
         let outcome = under_load_of(stage, name, &format!("{wanted} members"), || {
             stage.change(name, &json!({"etcd": {"replicas": wanted}}))?;
