@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
+use http::Request;
+use http::header::{CONNECTION, HeaderValue};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kaas_lifecycle::action::Authority;
 use kaas_lifecycle::endpoint;
 use kaas_lifecycle::key_material::OPERATOR_SECRET;
 use kaas_lifecycle::observed::{Answer, Observed, Probe};
-use kube::api::Api;
 use kube::config::AuthInfo;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
@@ -35,10 +36,16 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// A connection on which nothing was asked for so long is closed: above the longest pause between probes, so that theirs
 /// lives on and spares both sides a handshake each time, and what a reconcile opened beside it goes.
 const IDLE: Duration = Duration::from_secs(30);
+/// A connection serves probes for so long: when proxies and balancers turn new clients away, those that are connected
+/// notice nothing, and Ready has to be False half a minute after the first failure.
+const AGE: Duration = Duration::from_secs(10);
 /// While a control plane comes up, its first answer is wanted at once.
 const EAGER: Duration = Duration::from_millis(200);
 /// For so long after its first probe a tenant that does not answer is probed eagerly.
 const EAGER_FOR: Duration = Duration::from_secs(60);
+
+/// What a probe reads.
+const NAMESPACE: &str = "/api/v1/namespaces/default";
 
 /// Namespace and name of a TenantCluster.
 pub(crate) type Name = (String, String);
@@ -152,12 +159,17 @@ async fn probe_for_ever(
     metrics: Arc<Metrics>,
 ) {
     let begin = Instant::now();
+    let mut connected = begin;
     loop {
-        let mut answer = probe(&client, &metrics).await;
+        let last = connected.elapsed() >= AGE;
+        let mut answer = probe(&client, &metrics, last).await;
+        if last {
+            connected = Instant::now();
+        }
         if answer.is_err() && locked(&latest).as_ref().is_some_and(is_serving) {
             // One failure may be a connection that died with its server; a second one is news.
             sleep(EAGER).await;
-            answer = probe(&client, &metrics).await;
+            answer = probe(&client, &metrics, last).await;
         }
         let (changed, serving) = {
             let mut latest = locked(&latest);
@@ -194,12 +206,17 @@ fn note(before: Option<&Probe>, answer: Result<String, String>, now: Timestamp) 
     Probe { at: now, answer }
 }
 
-async fn probe(client: &kube::Client, metrics: &Metrics) -> Result<String, String> {
+/// Asks for something real; the last time on this connection.
+async fn probe(client: &kube::Client, metrics: &Metrics, last: bool) -> Result<String, String> {
     let begin = Instant::now();
     let result = within(DEADLINE, async {
         let version = client.apiserver_version().await?;
         // A read of one object is answered by etcd, not from a cache.
-        Api::<Namespace>::all(client.clone()).get("default").await?;
+        let mut read = Request::get(NAMESPACE).body(Vec::new()).map_err(kube::Error::HttpError)?;
+        if last {
+            read.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        client.request::<Namespace>(read).await?;
         Ok(version.git_version)
     })
     .await;
@@ -271,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_lives_from_probe_to_probe_and_an_unused_one_is_closed() {
+    async fn a_connection_lives_from_probe_to_probe_but_not_for_ever() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = format!("http://{}", listener.local_addr().unwrap());
@@ -288,15 +305,20 @@ mod tests {
             tokio::time::resume();
         };
 
-        probe(&client, &metrics).await.unwrap();
+        probe(&client, &metrics, false).await.unwrap();
         for _ in 0..3 {
             pause(crate::args::LONGEST_PROBE_INTERVAL.unsigned_abs()).await;
-            assert_eq!(probe(&client, &metrics).await.unwrap(), "v1.37.1");
+            assert_eq!(probe(&client, &metrics, false).await.unwrap(), "v1.37.1");
         }
         assert_eq!(connections.load(Ordering::SeqCst), 1);
         pause(IDLE + Duration::from_secs(1)).await;
-        probe(&client, &metrics).await.unwrap();
+        probe(&client, &metrics, false).await.unwrap();
         assert_eq!(connections.load(Ordering::SeqCst), 2);
+        // The last one on a connection: the next finds out whether new clients are let in.
+        probe(&client, &metrics, true).await.unwrap();
+        assert_eq!(connections.load(Ordering::SeqCst), 2);
+        probe(&client, &metrics, false).await.unwrap();
+        assert_eq!(connections.load(Ordering::SeqCst), 3);
     }
 
     #[test]
