@@ -197,7 +197,8 @@ impl Bench<'_> {
         }
         if plan.has(Part::Together) {
             for count in plan.steps([5, 10]) {
-                self.together(count)?;
+                self.together(count, Storage::Pod)?;
+                self.together(count, Storage::Claim)?;
             }
         }
         if plan.has(Part::Memory) {
@@ -220,10 +221,7 @@ impl Bench<'_> {
     /// One after the other, each gone before the next one comes.
     fn creation(&mut self, count: usize, storage: Storage) -> Result<(), Error> {
         self.stand(0)?;
-        let on = match storage {
-            Storage::Claim => "etcd on a claim",
-            Storage::Pod => "etcd in its pod",
-        };
+        let on = storage.told();
         say(format!("one tenant after the other, {on}:"));
         let (mut samples, mut lines, mut all) = (Vec::new(), Vec::new(), Vec::new());
         let mut deletions = Vec::new();
@@ -320,30 +318,41 @@ impl Bench<'_> {
     }
 
     /// Several at once: from the first one's creation until the last one answers.
-    fn together(&mut self, count: usize) -> Result<(), Error> {
+    fn together(&mut self, count: usize, storage: Storage) -> Result<(), Error> {
         let (mut answered, mut deleted) = (Vec::new(), Vec::new());
         for _ in 0..self.plan.rounds {
             self.stand(0)?;
             let names = self.names(count);
-            let samples = self.site.create(&names, Storage::Claim)?;
+            let samples = self.site.create(&names, storage)?;
             let first = samples.iter().map(|sample| sample.begun).min();
             let last = samples.iter().map(|sample| sample.begun + sample.ready).max();
             let time = last.zip(first).map_or(0.0, |(last, first)| (last - first).as_secs_f64());
-            say(format!("  {count} at once: all answer after {time:.1} s, load {:.1}", journal::load()));
+            let on = storage.told();
+            say(format!(
+                "  {count} at once, {on}: all answer after {time:.1} s, load {:.1}",
+                journal::load()
+            ));
             let raw: Vec<_> = samples.iter().map(Sample::json).collect();
-            self.results.journal.note("together", json!({"count": count, "all_s": time, "samples": raw}))?;
+            self.results
+                .journal
+                .note("together", json!({"count": count, "storage": on, "all_s": time, "samples": raw}))?;
             answered.push(time);
             self.standing = samples;
             if self.plan.has(Part::Deletion) {
                 deleted.push(self.delete(count)?);
             }
         }
-        let figure = Figure::new(format!("{count} at once -> all answer"), Unit::Seconds, answered);
+        let name = format!("{count} at once, {} -> all answer", storage.told());
+        let figure = Figure::new(name, Unit::Seconds, answered);
         self.results.add(if count == 5 { figure.at_most(Of::Median, 18.0) } else { figure })?;
         if deleted.is_empty() {
             return Ok(());
         }
-        self.results.add(Figure::new(format!("deletion of {count} tenants"), Unit::Seconds, deleted))
+        self.results.add(Figure::new(
+            format!("deletion of {count} tenants, {}", storage.told()),
+            Unit::Seconds,
+            deleted,
+        ))
     }
 
     fn memory(&mut self, when: &str, most: Option<f64>) -> Result<(), Error> {

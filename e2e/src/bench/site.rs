@@ -38,6 +38,16 @@ pub(super) enum Storage {
     Pod,
 }
 
+impl Storage {
+    /// For names of figures.
+    pub(super) const fn told(self) -> &'static str {
+        match self {
+            Storage::Claim => "etcd on a claim",
+            Storage::Pod => "etcd in its pod",
+        }
+    }
+}
+
 /// One tenant from its creation.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {

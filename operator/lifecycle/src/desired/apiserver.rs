@@ -102,7 +102,7 @@ fn container(inputs: &Inputs<'_>) -> Container {
             ready_failures: 10,
         },
         // Seen at rest: 263-283 MiB, 2-3 % of a core.
-        request: Resources { cpu: "35m", memory: "288Mi" },
+        request: Resources { cpu: "25m", memory: "288Mi" },
         memory_limit: "4Gi",
         mounts: vec![
             key_mount("pki"),

@@ -109,7 +109,7 @@ fn controller_manager(inputs: &Inputs<'_>) -> Container {
         ports: vec![("kcm-https", 10257)],
         probes: probes(10257, "/healthz"),
         // Seen at rest: 117-124 MiB, 1 % of a core.
-        request: Resources { cpu: "5m", memory: "128Mi" },
+        request: Resources { cpu: "10m", memory: "128Mi" },
         memory_limit: "2Gi",
         mounts: vec![key_mount("controller-manager")],
     }
@@ -126,7 +126,7 @@ fn scheduler(inputs: &Inputs<'_>) -> Container {
         ports: vec![("ks-https", 10259)],
         probes: probes(10259, "/livez"),
         // Seen at rest: 67-72 MiB, less than 1 % of a core.
-        request: Resources { cpu: "3m", memory: "72Mi" },
+        request: Resources { cpu: "5m", memory: "72Mi" },
         memory_limit: "1Gi",
         mounts: vec![key_mount("scheduler")],
     }
