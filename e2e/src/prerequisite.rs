@@ -27,6 +27,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("conntrack", "conntrack"),
     ("busybox", "busybox-static"),
+    ("dash", "dash"),
     ("protoc", "protobuf-compiler"),
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),

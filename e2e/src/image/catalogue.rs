@@ -20,6 +20,10 @@ const NONROOT: &str = "65532:65532";
 /// What kubeadm of this Kubernetes names.
 const PAUSE_VERSION: &str = "3.10.2";
 
+/// What the worker's container starts with, and containerd's configuration there.
+const WORKER_ENTRYPOINT: &str = include_str!("../../../worker/entrypoint");
+const WORKER_CONTAINERD: &str = include_str!("../../../worker/containerd.toml");
+
 /// An image for workers, under all the names by which it is pulled.
 #[derive(Debug, Clone)]
 pub(crate) struct Published {
@@ -27,7 +31,8 @@ pub(crate) struct Published {
     pub(crate) names: Vec<String>,
 }
 
-/// Images that the management cluster runs: its own, and those of tenants' control planes.
+/// Images that the management cluster runs: its own, those of tenants' control planes, and the workers that
+/// are pods.
 pub(crate) fn management(toolbox: &Toolbox, operator: Option<(&Path, &str)>) -> Result<Vec<Image>, Error> {
     let mut images = vec![pause(PAUSE.to_owned()), Image::new(SHELL).shell()?];
     let kubernetes = component::KUBERNETES;
@@ -50,6 +55,7 @@ pub(crate) fn management(toolbox: &Toolbox, operator: Option<(&Path, &str)>) -> 
             .started_by("/proxy-server", toolbox.program(server)?)
             .user(NONROOT),
     );
+    images.push(worker(toolbox)?);
     if let Some((program, tag)) = operator {
         images.push(
             Image::new(format!("{REGISTRY}/kaas-dev/kaas-operator:{tag}"))
@@ -145,6 +151,39 @@ fn agnhost(program: &Path) -> Result<Image, Error> {
             0o644,
         );
     Ok(image)
+}
+
+/// A worker that is a pod: the programs of a node, and what starts them.
+fn worker(toolbox: &Toolbox) -> Result<Image, Error> {
+    let mut image = Image::new(format!("{REGISTRY}/kaas-dev/kaas-worker:{}", component::KUBERNETES))
+        .shell()?
+        .packet_filter()?
+        .tools(&["dash", "runc", "mount", "umount", "unshare", "nsenter", "ip"])?
+        // busybox' own shell takes its own mount, umount and unshare, whatever PATH says.
+        .link("/bin/sh", "/usr/bin/dash")
+        .text("/usr/local/bin/entrypoint", WORKER_ENTRYPOINT, 0o755)
+        .text("/usr/local/share/kaas/containerd.toml", WORKER_CONTAINERD, 0o644)
+        .text("/etc/os-release", &worker_release(), 0o644);
+    for name in ["kubelet", "kubeadm", "containerd", "containerd-shim-runc-v2", "ctr"] {
+        image = image.program_in("/usr/local/bin", toolbox.program(name)?);
+    }
+    for name in ["bridge", "host-local", "loopback", "portmap", "firewall"] {
+        image = image.program_in("/opt/cni/bin", toolbox.program(name)?);
+    }
+    // Pods of networks, storage and monitoring mount these from the host.
+    for place in ["/etc/cni/net.d", "/lib/modules", "/run", "/var/lib/cni", "/var/log/pods"] {
+        image = image.directory(place, 0o755);
+    }
+    image.entrypoint = vec!["/usr/local/bin/entrypoint".to_owned()];
+    Ok(image.link("/var/run", "/run"))
+}
+
+/// What a Node tells about its operating system.
+fn worker_release() -> String {
+    let version = component::KUBERNETES;
+    format!(
+        "NAME=\"kaas worker\"\nID=kaas-worker\nVERSION_ID={version}\nPRETTY_NAME=\"kaas worker {version}\"\n"
+    )
 }
 
 impl Image {
