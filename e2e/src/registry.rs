@@ -9,16 +9,18 @@ use std::time::Duration;
 use crate::Error;
 use crate::compile::Toolbox;
 use crate::image::catalogue::Published;
-use crate::image::foreign;
+use crate::image::{Archive, foreign};
 use crate::invocation::Invocation;
 use crate::layout::{Cache, Repository, State};
 use crate::network::Network;
 use crate::record::Record;
 use crate::terminal::say;
+use crate::wait;
 
 /// Its port at the node's address, outside of what Kubernetes gives away by itself first.
 pub(crate) const NODE_PORT: u16 = 30050;
-const PUSH_DEADLINE: Duration = Duration::from_secs(300);
+const PUSH_DEADLINE: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(500);
 
 /// The registry of a running cluster.
 pub(crate) struct Registry {
@@ -38,20 +40,28 @@ impl Registry {
     pub(crate) fn fill(&self, images: &[Published], cache: &Cache) -> Result<(), Error> {
         for Published { image, names } in images {
             let archive = image.archive(cache)?;
-            let mut missing = Vec::new();
-            for name in names {
-                let name = destination(name)?;
-                if self.digest(&name)?.as_deref() != Some(archive.digest.as_str()) {
-                    missing.push(name);
-                }
+            let names = names.iter().map(|name| destination(name)).collect::<Result<Vec<_>, _>>()?;
+            let what = format!("the registry to have {}", image.reference);
+            // After a start in place of the node's daemons its pod is probed anew, and has no endpoint so long.
+            let ensure = || self.ensure(&archive, &names).map_err(|error| error.to_string());
+            wait::until(&what, PUSH_DEADLINE, POLL, ensure, String::new)?;
+        }
+        Ok(())
+    }
+
+    fn ensure(&self, archive: &Archive, names: &[String]) -> Result<(), Error> {
+        let mut missing = Vec::new();
+        for name in names {
+            if self.digest(name)?.as_deref() != Some(archive.digest.as_str()) {
+                missing.push(name.clone());
             }
-            if missing.is_empty() {
-                continue;
-            }
-            let scratch = self.scratch()?;
-            for layout in foreign::unpack(&archive.path, scratch.path())? {
-                self.push(&layout.directory, &missing)?;
-            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let scratch = self.scratch()?;
+        for layout in foreign::unpack(&archive.path, scratch.path())? {
+            self.push(&layout.directory, &missing)?;
         }
         Ok(())
     }

@@ -196,6 +196,16 @@ impl Image {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::invocation::Invocation;
+
+    #[test]
+    fn the_worker_s_files_fit_each_other() {
+        let script = Invocation::new("sh").arg("-n").input(WORKER_ENTRYPOINT).run();
+        assert!(script.is_ok(), "{script:?}");
+        for place in ["@SANDBOX_IMAGE@", "/etc/containerd/certs.d", "/run/containerd/containerd.sock"] {
+            assert!(WORKER_ENTRYPOINT.contains(place) && WORKER_CONTAINERD.contains(place), "{place}");
+        }
+    }
 
     #[test]
     fn only_the_host_part_is_replaced() {

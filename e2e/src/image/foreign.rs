@@ -38,9 +38,10 @@ pub(crate) fn unpack(archive: &Path, scratch: &Path) -> Result<Vec<Layout>, Erro
     }
     let content = scratch.join("content");
     let file = File::open(archive).map_err(Error::io("read", archive))?;
-    tar::Archive::new(file)
-        .unpack(&content)
-        .map_err(|error| refuse(format!("it is not a tar archive, or cut off: {}", innermost(&error))))?;
+    tar::Archive::new(file).unpack(&content).map_err(|error| match of_system(&error) {
+        Some(cause) => refuse(format!("it cannot be unpacked into {}: {cause}", content.display())),
+        None => refuse("it is not a tar archive, or not all of one".to_owned()),
+    })?;
     let content = Content { directory: content, scratch };
     let found = match (content.read("index.json")?, content.read("manifest.json")?) {
         // In docker's new form both are there; names that only the old one has count too.
@@ -203,9 +204,11 @@ fn size(path: &Path) -> Result<u64, Error> {
     Ok(std::fs::metadata(path).map_err(Error::io("read", path))?.len())
 }
 
-/// The words of the first cause: those around it name our scratch directory.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    error.source().map_or_else(|| error.to_string(), innermost)
+/// What the system refused, if it did: a full disk is not the archive's fault. The other causes quote the
+/// archive's bytes.
+fn of_system<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {
+    let own = error.downcast_ref::<std::io::Error>().filter(|error| error.raw_os_error().is_some());
+    own.or_else(|| of_system(error.source()?))
 }
 
 #[cfg(test)]
