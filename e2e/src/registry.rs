@@ -109,7 +109,15 @@ impl Registry {
     }
 
     fn crane(&self, args: &[&str]) -> Result<String, Error> {
-        Invocation::new(&self.crane).arg("--insecure").args(args).within(PUSH_DEADLINE).run()
+        let answer = Invocation::new(&self.crane).arg("--insecure").args(args).within(PUSH_DEADLINE).run();
+        answer.map_err(|error| match error {
+            Error::Command { output, .. } if output.contains("dial tcp") => Error::Invalid(format!(
+                "the local cluster's registry does not answer at {}: `make status` says what runs, `make up` \
+                 starts what does not",
+                self.host
+            )),
+            error => error,
+        })
     }
 }
 
