@@ -1,7 +1,9 @@
-//! A whole local cluster of its own: up, a volume bound, an image loaded, half of it killed, up again on the same
-//! data, down after more kills, and the machine looks as before.
+//! A whole local cluster of its own: up, a volume bound, an image loaded, a worker joined and gone, half of it
+//! killed, up again on the same data, down after more kills, and the machine looks as before.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test states its expectations bluntly")]
+
+mod worker;
 
 use std::path::Path;
 use std::process::Command;
@@ -100,6 +102,7 @@ fn comes_up_heals_and_leaves_nothing() {
     assert!(loaded.contains("\"config\""), "{loaded}");
     assert_eq!(mirrored(&cluster, "team/app", "1", "ghcr.io"), "", "another registry's image");
     assert!(mirrored(&cluster, "kube-proxy", "v1.37.1", "registry.k8s.io").contains("\"layers\""));
+    worker::joins_comes_back_and_goes(&cluster);
     drop(cluster);
 
     for program in ["etcd", "kube-apiserver", "kubelet", "containerd"] {
