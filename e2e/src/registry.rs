@@ -109,7 +109,14 @@ impl Registry {
     }
 
     fn crane(&self, args: &[&str]) -> Result<String, Error> {
-        let answer = Invocation::new(&self.crane).arg("--insecure").args(args).within(PUSH_DEADLINE).run();
+        // The user's proxy and credential helpers are for other registries.
+        let answer = Invocation::new(&self.crane)
+            .env("NO_PROXY", "*")
+            .env("DOCKER_CONFIG", &self.scratch)
+            .arg("--insecure")
+            .args(args)
+            .within(PUSH_DEADLINE)
+            .run();
         answer.map_err(|error| match error {
             Error::Command { output, .. } if output.contains("dial tcp") => Error::Invalid(format!(
                 "the local cluster's registry does not answer at {}: `make status` says what runs, `make up` \
