@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR := $(KAAS_CACHE)/target
 local := cargo run --quiet --package kaas-e2e --bin kaas-local --
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status test e2e soak bench fmt generate bootstrap
+.PHONY: help up down status load test e2e soak bench fmt generate bootstrap
 
 help: ## What there is to make
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ down: bootstrap ## End it and leave nothing
 
 status: bootstrap ## What runs
 	@$(local) status
+
+load: bootstrap ## Put an image where every worker can pull it: make load IMAGE=archive.tar
+	@$(local) load '$(or $(IMAGE),$(error IMAGE is not set: make load IMAGE=archive.tar))'
 
 test: bootstrap ## Everything that must pass, on a local cluster of its own
 	@$(local) test

@@ -1,42 +1,56 @@
-//! What makes the bare node a cluster to work with: DNS, and a default storage class. Applied on the
-//! server's side; the second time nothing is written.
+//! What makes the bare node a cluster to work with: DNS, a default storage class, and the registry that workers
+//! of tenants pull from. Applied on the server's side; the second time nothing is written.
 
 use std::time::Duration;
 
 use crate::Error;
 use crate::digest;
-use crate::image;
+use crate::image::catalogue;
 use crate::kubectl::Kubectl;
 use crate::layout::State;
 use crate::network;
+use crate::registry;
 
 const COREDNS: &str = include_str!("../manifests/coredns.yaml");
 const LOCAL_PATH: &str = include_str!("../manifests/local-path.yaml");
+const REGISTRY: &str = include_str!("../manifests/registry.yaml");
 const READY_DEADLINE: Duration = Duration::from_secs(180);
 
-/// Applies both add-ons.
+/// Applies all add-ons.
 pub(crate) fn apply(kubectl: &Kubectl, state: &State) -> Result<(), Error> {
     let coredns = fill(
         COREDNS,
-        &[("image", &image::addon_reference("coredns")?), ("dns", &network::DNS_ADDRESS.to_string())],
+        &[("image", &catalogue::addon_reference("coredns")?), ("dns", &network::DNS_ADDRESS.to_string())],
     )?;
-    let storage = state.storage();
-    std::fs::create_dir_all(&storage).map_err(Error::io("create", &storage))?;
+    let (storage, images) = (state.storage(), state.registry());
+    for directory in [&storage, &images] {
+        std::fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
+    }
     let local_path = fill(
         LOCAL_PATH,
         &[
-            ("image", &image::addon_reference("local-path-provisioner")?),
-            ("helper", image::BUSYBOX),
+            ("image", &catalogue::addon_reference("local-path-provisioner")?),
+            ("helper", catalogue::SHELL),
             ("path", &storage.display().to_string()),
         ],
     )?;
+    let registry = fill(
+        REGISTRY,
+        &[
+            ("image", &catalogue::addon_reference("registry")?),
+            ("path", &images.display().to_string()),
+            ("nodePort", &registry::NODE_PORT.to_string()),
+        ],
+    )?;
     kubectl.apply(&coredns)?;
+    kubectl.apply(&registry)?;
     kubectl.apply(&local_path)
 }
 
-/// Waits until both answer.
+/// Waits until all answer.
 pub(crate) fn await_ready(kubectl: &Kubectl) -> Result<(), Error> {
     kubectl.await_deployment("kube-system", "coredns", READY_DEADLINE)?;
+    kubectl.await_deployment("kaas-registry", "registry", READY_DEADLINE)?;
     kubectl.await_deployment("local-path-storage", "local-path-provisioner", READY_DEADLINE)
 }
 

@@ -13,7 +13,7 @@ use crate::cgroup::Hierarchies;
 use crate::compile::Toolbox;
 use crate::control_plane::{AUDIT_POLICY, ControlPlane};
 use crate::credentials::{Credentials, Subject, write_private};
-use crate::image::{Archive, Image};
+use crate::image::{Archive, Image, catalogue};
 use crate::invocation::Invocation;
 use crate::kubectl::{Kubectl, at};
 use crate::layout::{Cache, State};
@@ -24,6 +24,7 @@ use crate::network::{self, Network};
 use crate::node::{Node, SOCKET};
 use crate::process::{Daemon, Identity, Place};
 use crate::record::{Record, name_of, write_whole};
+use crate::registry::Registry;
 use crate::wait;
 
 const API_PORT: u16 = 6443;
@@ -36,7 +37,7 @@ const STOP_GRACE: Duration = Duration::from_secs(15);
 const LOCK_DEADLINE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
 /// Programs that a person finds in the state directory's bin.
-const LINKED: &[&str] = &["kubectl", "helm", "etcdctl", "etcdutl", "ctr"];
+const LINKED: &[&str] = &["kubectl", "kubeadm", "helm", "etcdctl", "etcdutl", "ctr", "crane"];
 
 /// What to start.
 #[derive(Debug, Clone)]
@@ -62,7 +63,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Brings the cluster up: network, control plane, node, DNS, storage, images. What runs and is right
+    /// Brings the cluster up: network, control plane, node, DNS, storage, images, the workers' registry. What runs and is right
     /// stays; what does not is started (again) on the data that is there.
     ///
     /// # Errors
@@ -150,7 +151,7 @@ impl Cluster {
         let on_node = Place { mount: Some(namespaces.mount()), ..in_network.clone() };
 
         self.ensure(&node.containerd()?, &on_node)?;
-        let images = Image::all(&toolbox, operator.zip(self.operator_tag.as_deref()))?;
+        let images = catalogue::management(&toolbox, operator.zip(self.operator_tag.as_deref()))?;
         let runtime = Runtime { toolbox: &toolbox, mount: namespaces.mount() };
         let mut started = Timestamp::MIN;
         std::thread::scope(|scope| {
@@ -176,7 +177,8 @@ impl Cluster {
         let ready = |object: &serde_json::Value| node_is_ready(object, started);
         let what = format!("node {node_name} to be Ready");
         kubectl.await_object(&what, &["get", "node", &node_name], NODE_DEADLINE, ready)?;
-        addon::await_ready(&kubectl)
+        addon::await_ready(&kubectl)?;
+        Registry::of(&toolbox, &self.state, self.address())?.fill(&catalogue::workers(&toolbox)?, cache)
     }
 
     /// Starts a daemon unless it runs as it should; restarts it when its program or configuration changed.
@@ -196,7 +198,7 @@ impl Cluster {
     /// Imports another build of the operator; the next install takes it. Returns the one before, for the way back.
     pub(crate) fn import_operator(&mut self, program: &Path, cache: &Cache) -> Result<Option<String>, Error> {
         let tag = crate::digest::short(&crate::digest::of_file(program)?, 12);
-        let images = Image::all(&self.toolbox, Some((program, &tag)))?;
+        let images = catalogue::management(&self.toolbox, Some((program, &tag)))?;
         let namespaces = Namespaces::of(&self.state);
         Runtime { toolbox: &self.toolbox, mount: namespaces.mount() }.import(&images, cache)?;
         Ok(self.operator_tag.replace(tag))

@@ -166,12 +166,14 @@ fn build_component(
     let mut command = Command::new("go");
     command
         .current_dir(repository.row(component.name))
-        .args(["build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags"])
+        .args(["build", "-trimpath", "-buildvcs=false", "-mod=readonly"])
+        .args(if component.native { &["-tags", "netgo,osusergo"][..] } else { &[] })
+        .arg("-ldflags")
         .arg(component.linker_flags())
         .arg("-o")
         .arg(format!("{}/", unfinished.display()))
         .args(component.programs.iter().map(|(below, _)| component.package(below)))
-        .env("CGO_ENABLED", "0")
+        .env("CGO_ENABLED", if component.native { "1" } else { "0" })
         .env("GOWORK", "off")
         .env("GOFLAGS", "")
         .env("GOCACHE", &go_build.directory);

@@ -6,6 +6,8 @@
 pub(crate) const KUBERNETES: &str = "v1.37.1";
 /// Version of etcd, without the leading letter of the module version.
 pub(crate) const ETCD: &str = "3.7.3";
+/// Version of the program of test images, of this Kubernetes.
+pub(crate) const AGNHOST: &str = "2.66.1";
 
 /// Stands for the row's own package.
 const OWN: &str = ".";
@@ -19,9 +21,12 @@ pub(crate) struct Component {
     /// Package below the module (empty: the module itself), and the name of its program.
     pub(crate) programs: &'static [(&'static str, &'static str)],
     stamps: &'static [(&'static str, &'static str)],
+    /// Has C code: needs a C compiler, and is linked statically all the same.
+    pub(crate) native: bool,
 }
 
-/// All rows, in the order in which they are built: what takes longest first.
+/// All rows, in the order in which they are built: what a cluster starts with, the longest first, then what
+/// its workers need.
 pub(crate) const COMPONENTS: &[Component] = &[
     Component {
         name: "kubernetes",
@@ -34,13 +39,17 @@ pub(crate) const COMPONENTS: &[Component] = &[
             ("cmd/kubelet", "kubelet"),
             ("cmd/kube-proxy", "kube-proxy"),
             ("cmd/kubectl", "kubectl"),
+            ("cmd/kubeadm", "kubeadm"),
+            ("test/images/agnhost", "agnhost"),
         ],
         stamps: &[
             ("k8s.io/component-base/version.gitVersion", KUBERNETES),
             ("k8s.io/component-base/version.gitMajor", "1"),
             ("k8s.io/component-base/version.gitMinor", "37"),
             ("k8s.io/client-go/pkg/version.gitVersion", KUBERNETES),
+            ("main.Version", AGNHOST),
         ],
+        native: false,
     },
     Component {
         name: "containerd",
@@ -52,6 +61,7 @@ pub(crate) const COMPONENTS: &[Component] = &[
             ("cmd/ctr", "ctr"),
         ],
         stamps: &[("github.com/containerd/containerd/v2/version.Version", "v2.4.2")],
+        native: false,
     },
     Component {
         name: "coredns",
@@ -60,6 +70,7 @@ pub(crate) const COMPONENTS: &[Component] = &[
         // CoreDNS with few plugins: a program of the row itself.
         programs: &[(OWN, "coredns")],
         stamps: &[],
+        native: false,
     },
     Component {
         name: "helm",
@@ -67,6 +78,7 @@ pub(crate) const COMPONENTS: &[Component] = &[
         version: "v4.3.1",
         programs: &[("cmd/helm", "helm")],
         stamps: &[("helm.sh/helm/v4/internal/version.version", "v4.3.1")],
+        native: false,
     },
     Component {
         name: "local-path-provisioner",
@@ -74,6 +86,7 @@ pub(crate) const COMPONENTS: &[Component] = &[
         version: "v0.0.30",
         programs: &[("", "local-path-provisioner")],
         stamps: &[],
+        native: false,
     },
     Component {
         name: "etcd",
@@ -81,6 +94,7 @@ pub(crate) const COMPONENTS: &[Component] = &[
         version: "v3.7.3",
         programs: &[("server/v3", "etcd"), ("etcdctl/v3", "etcdctl"), ("etcdutl/v3", "etcdutl")],
         stamps: &[],
+        native: false,
     },
     Component {
         name: "cni",
@@ -94,6 +108,48 @@ pub(crate) const COMPONENTS: &[Component] = &[
             ("plugins/meta/firewall", "firewall"),
         ],
         stamps: &[],
+        native: false,
+    },
+    Component {
+        name: "registry",
+        module: "github.com/distribution/distribution/v3",
+        version: "v3.1.2",
+        // With one middleware: a program of the row itself.
+        programs: &[(OWN, "registry")],
+        stamps: &[("github.com/distribution/distribution/v3/version.version", "v3.1.2")],
+        native: false,
+    },
+    Component {
+        name: "crane",
+        module: "github.com/google/go-containerregistry",
+        version: "v0.22.1",
+        programs: &[("cmd/crane", "crane")],
+        stamps: &[("github.com/google/go-containerregistry/cmd/crane/cmd.Version", "v0.22.1")],
+        native: false,
+    },
+    Component {
+        name: "konnectivity",
+        module: "sigs.k8s.io/apiserver-network-proxy",
+        version: "v0.36.0",
+        programs: &[("cmd/server", "proxy-server"), ("cmd/agent", "proxy-agent")],
+        stamps: &[],
+        native: false,
+    },
+    Component {
+        name: "flannel",
+        module: "github.com/flannel-io/flannel",
+        version: "v0.28.4",
+        programs: &[("", "flanneld")],
+        stamps: &[("github.com/flannel-io/flannel/pkg/version.Version", "v0.28.4")],
+        native: true,
+    },
+    Component {
+        name: "metrics-server",
+        module: "sigs.k8s.io/metrics-server",
+        version: "v0.9.0",
+        programs: &[("cmd/metrics-server", "metrics-server")],
+        stamps: &[("k8s.io/client-go/pkg/version.gitVersion", "v0.9.0")],
+        native: false,
     },
 ];
 
@@ -112,11 +168,12 @@ impl Component {
         }
     }
 
-    /// Linker flags: no symbol tables, and the version that the program tells.
+    /// Linker flags: no symbol tables, no shared libraries, and the version that the program tells.
     pub(crate) fn linker_flags(&self) -> String {
+        let flags = if self.native { "-s -w -extldflags -static" } else { "-s -w" };
         self.stamps
             .iter()
-            .fold("-s -w".to_owned(), |flags, (variable, value)| format!("{flags} -X {variable}={value}"))
+            .fold(flags.to_owned(), |flags, (variable, value)| format!("{flags} -X {variable}={value}"))
     }
 }
 

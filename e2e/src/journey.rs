@@ -29,7 +29,7 @@ pub enum Operator {
 pub fn up(repository: &Repository, cache: &Cache, state: &State, operator: Operator) -> Result<(), Error> {
     let started = Instant::now();
     say(format!(
-        "a first run builds Kubernetes and takes up to 20 minutes on two cores; what is built stays in {}",
+        "a first run builds Kubernetes and takes up to 26 minutes on two cores; what is built stays in {}",
         cache.root().display()
     ));
     prerequisite::ensure(repository, cache)?;

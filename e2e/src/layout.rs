@@ -148,6 +148,10 @@ impl State {
         self.0.join("storage")
     }
 
+    pub(crate) fn registry(&self) -> PathBuf {
+        self.0.join("registry")
+    }
+
     /// Kubeconfig of a tenant cluster.
     #[must_use]
     pub fn tenant_kubeconfig(&self, tenant: &str) -> PathBuf {

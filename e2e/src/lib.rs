@@ -36,6 +36,7 @@ pub mod prerequisite;
 mod probe;
 mod process;
 mod record;
+pub mod registry;
 pub mod suite;
 pub mod tally;
 pub mod terminal;

@@ -10,7 +10,7 @@ use kaas_e2e::flow::Extent;
 use kaas_e2e::journey::Operator;
 use kaas_e2e::layout::{Cache, Repository, State};
 use kaas_e2e::terminal::complain;
-use kaas_e2e::{Error, journey, suite};
+use kaas_e2e::{Error, journey, registry, suite};
 
 /// A local cluster of real Kubernetes components.
 #[derive(Debug, Parser)]
@@ -40,6 +40,11 @@ enum Command {
     Build,
     /// Say what runs.
     Status,
+    /// Put the images of an archive (docker save, podman save, OCI) where every worker can pull them.
+    Load {
+        /// The archive, not compressed.
+        archive: PathBuf,
+    },
     /// Run every check of the project, on a cluster of its own.
     Test,
     /// Measure, on a cluster of its own.
@@ -130,6 +135,7 @@ fn run(arguments: Arguments) -> Result<(), Error> {
         Command::Down => journey::down(&state),
         Command::Build => journey::build(&repository, &cache),
         Command::Status => journey::status(&state),
+        Command::Load { archive } => registry::load(&repository, &cache, &state, &archive),
         Command::Test => suite::run(&repository, &cache),
         Command::Bench { extent, operator } => bench::run(&repository, &cache, operator, &extent.plan()),
         Command::E2e { operator } => journey::e2e(&repository, &cache, operator, Extent::Short),

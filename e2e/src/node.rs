@@ -10,7 +10,7 @@ use crate::Error;
 use crate::cgroup::Hierarchies;
 use crate::compile::Toolbox;
 use crate::credentials::Credentials;
-use crate::image;
+use crate::image::catalogue;
 use crate::layout::State;
 use crate::network::{self, Network};
 use crate::process::Daemon;
@@ -119,7 +119,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt",
             root = path(self.state.node().join("containerd")),
             socket = quote(SOCKET),
             ttrpc = quote(&format!("{SOCKET}.ttrpc")),
-            sandbox = quote(image::PAUSE),
+            sandbox = quote(catalogue::PAUSE),
             plugins = path(plugins),
             networks = path(self.state.config().join("cni")),
         ))

@@ -10,7 +10,7 @@ use crate::Error;
 use crate::cluster::Cluster;
 use crate::credentials::write_private;
 use crate::digest::Hasher;
-use crate::image::REGISTRY;
+use crate::image::catalogue::REGISTRY;
 use crate::invocation::Invocation;
 use crate::kubectl::{Kubectl, at, condition};
 use crate::layout::Repository;

@@ -14,10 +14,10 @@ use crate::terminal::say;
 const GIB: u64 = 1 << 30;
 /// The node alone takes 1.5 GiB, a tenant 0.6 GiB.
 const MEMORY: u64 = 3 * GIB;
-/// Modules 4 GiB, Go's build cache 4 GiB until the last component is built, binaries and images 2 GiB.
-const DISK_COLD: u64 = 12 * GIB;
-/// etcd, container file systems and volumes.
-const DISK_WARM: u64 = 3 * GIB;
+/// Modules 6 GiB, Go's build cache 6 GiB until the last component is built, binaries and images 3 GiB.
+const DISK_COLD: u64 = 16 * GIB;
+/// etcd, container file systems, volumes and the workers' registry.
+const DISK_WARM: u64 = 4 * GIB;
 const INSTALL_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Program and the Debian package that has it.
@@ -27,6 +27,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("conntrack", "conntrack"),
     ("busybox", "busybox-static"),
+    ("dash", "dash"),
     ("protoc", "protobuf-compiler"),
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),

@@ -1,8 +1,11 @@
-//! A whole local cluster of its own: up, a volume bound, half of it killed, up again on the same data, down
-//! after more kills, and the machine looks as before.
+//! A whole local cluster of its own: up, a volume bound, an image loaded, a worker joined and gone, half of it
+//! killed, up again on the same data, down after more kills, and the machine looks as before.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test states its expectations bluntly")]
 
+mod worker;
+
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,7 +13,7 @@ use kaas_e2e::cluster::{Cluster, Spec};
 use kaas_e2e::compile;
 use kaas_e2e::footprint::Footprint;
 use kaas_e2e::layout::{Cache, Repository, State};
-use kaas_e2e::prerequisite;
+use kaas_e2e::{prerequisite, registry};
 
 const CLAIM: &str = r#"
 apiVersion: v1
@@ -30,6 +33,30 @@ spec:
       volumeMounts: [{name: data, mountPath: /data}]
   volumes: [{name: data, persistentVolumeClaim: {claimName: claim}}]
 "#;
+
+/// An image as `docker save` writes it.
+fn saved_image(path: &Path) {
+    let mut archive = tar::Builder::new(std::fs::File::create(path).unwrap());
+    let manifest = br#"[{"Config":"c.json","RepoTags":["team/app:1"],"Layers":[]}]"#;
+    for (name, bytes) in
+        [("manifest.json", &manifest[..]), ("c.json", br#"{"os":"linux","architecture":"amd64"}"#)]
+    {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, bytes).unwrap();
+    }
+    archive.finish().unwrap();
+}
+
+/// What the registry answers to a mirror's question.
+fn mirrored(cluster: &Cluster, repository: &str, tag: &str, of: &str) -> String {
+    let place = format!("http://{}:30050/v2/{repository}/manifests/{tag}?ns={of}", cluster.address());
+    let accept = "Accept: application/vnd.oci.image.manifest.v1+json";
+    let output =
+        Command::new("busybox").args(["wget", "-q", "-O", "-", "--header", accept, &place]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
 
 /// Takes the cluster down also when the test fails.
 struct Guard(State);
@@ -68,6 +95,14 @@ fn comes_up_heals_and_leaves_nothing() {
     kubectl.apply(CLAIM).unwrap();
     let minute = Duration::from_secs(60);
     kubectl.await_object("the writer", &["get", "pod", "writer"], minute, running).unwrap();
+    let archive = scratch.path().join("app.tar");
+    saved_image(&archive);
+    registry::load(&repository, &cache, &state, &archive).unwrap();
+    let loaded = mirrored(&cluster, "team/app", "1", "docker.io");
+    assert!(loaded.contains("\"config\""), "{loaded}");
+    assert_eq!(mirrored(&cluster, "team/app", "1", "ghcr.io"), "", "another registry's image");
+    assert!(mirrored(&cluster, "kube-proxy", "v1.37.1", "registry.k8s.io").contains("\"layers\""));
+    worker::joins_comes_back_and_goes(&cluster);
     drop(cluster);
 
     for program in ["etcd", "kube-apiserver", "kubelet", "containerd"] {
@@ -83,6 +118,9 @@ fn comes_up_heals_and_leaves_nothing() {
         }
     };
     assert_eq!(kept, "kept\n", "the pod has lived through the death of its node's daemons");
+    while mirrored(&cluster, "team/app", "1", "docker.io") != loaded {
+        assert!(started.elapsed() < minute, "the loaded image is not there any more");
+    }
     drop(cluster);
 
     kill(&state, "kubelet");

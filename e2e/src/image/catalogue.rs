@@ -1,0 +1,224 @@
+//! Which images there are: those that the management cluster runs, under the local registry's name, and those
+//! that workers of tenant clusters pull, under their official names. Programs are where the official images have
+//! them, with the same users and entrypoints: a manifest for one fits the other.
+
+use std::path::Path;
+
+use super::{BUSYBOX, Image};
+use crate::Error;
+use crate::compile::Toolbox;
+use crate::component::{self, Component};
+
+/// Host part of every image of the management cluster.
+pub(crate) const REGISTRY: &str = "kaas.local";
+/// The image of pod sandboxes.
+pub(crate) const PAUSE: &str = "kaas.local/pause:1";
+/// A shell with the usual tools.
+pub(crate) const SHELL: &str = "kaas.local/busybox:1";
+/// User and group of programs that need no rights.
+const NONROOT: &str = "65532:65532";
+/// What kubeadm of this Kubernetes names.
+const PAUSE_VERSION: &str = "3.10.2";
+
+/// What the worker's container starts with, and containerd's configuration there.
+const WORKER_ENTRYPOINT: &str = include_str!("../../../worker/entrypoint");
+const WORKER_CONTAINERD: &str = include_str!("../../../worker/containerd.toml");
+
+/// An image for workers, under all the names by which it is pulled.
+#[derive(Debug, Clone)]
+pub(crate) struct Published {
+    pub(crate) image: Image,
+    pub(crate) names: Vec<String>,
+}
+
+/// Images that the management cluster runs: its own, those of tenants' control planes, and the workers that
+/// are pods.
+pub(crate) fn management(toolbox: &Toolbox, operator: Option<(&Path, &str)>) -> Result<Vec<Image>, Error> {
+    let mut images = vec![pause(PAUSE.to_owned()), Image::new(SHELL).shell()?];
+    let kubernetes = component::KUBERNETES;
+    for name in ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
+        let image = Image::new(format!("{REGISTRY}/{name}:{kubernetes}"));
+        images.push(image.program_in("/usr/local/bin", toolbox.program(name)?));
+    }
+    let mut etcd = Image::new(format!("{REGISTRY}/etcd:{}-0", component::ETCD));
+    for name in ["etcd", "etcdctl", "etcdutl"] {
+        etcd = etcd.program_in("/usr/local/bin", toolbox.program(name)?);
+    }
+    images.push(etcd);
+    for name in ["coredns", "local-path-provisioner", "registry"] {
+        let image = Image::new(addon_reference(name)?);
+        images.push(image.program_in("/usr/local/bin", toolbox.program(name)?));
+    }
+    let server = "proxy-server";
+    images.push(
+        Image::new(local(&official("registry.k8s.io/kas-network-proxy/proxy-server", server)?))
+            .started_by("/proxy-server", toolbox.program(server)?)
+            .user(NONROOT),
+    );
+    images.push(worker(toolbox)?);
+    if let Some((program, tag)) = operator {
+        images.push(
+            Image::new(format!("{REGISTRY}/kaas-dev/kaas-operator:{tag}"))
+                .started_by("/usr/local/bin/kaas-operator", program)
+                .user(NONROOT),
+        );
+    }
+    Ok(images)
+}
+
+/// Images that workers pull, each also under the local registry's name: with the chart's `registry` set, the
+/// add-ons of tenants are asked for there.
+pub(crate) fn workers(toolbox: &Toolbox) -> Result<Vec<Published>, Error> {
+    let program = |name: &str| toolbox.program(name);
+    let busybox = Image::new("docker.io/library/busybox:1").shell()?.command(&["sh"]);
+    let mut images = vec![
+        pause(format!("registry.k8s.io/pause:{PAUSE_VERSION}")),
+        Image::new(format!("registry.k8s.io/kube-proxy:{}", component::KUBERNETES))
+            .packet_filter()?
+            .started_by("/usr/local/bin/kube-proxy", program("kube-proxy")?),
+        Image::new(official("registry.k8s.io/coredns/coredns", "coredns")?)
+            .started_by("/coredns", program("coredns")?)
+            .user(NONROOT),
+        Image::new(official("registry.k8s.io/kas-network-proxy/proxy-agent", "proxy-agent")?)
+            .started_by("/proxy-agent", program("proxy-agent")?)
+            .user(NONROOT),
+        Image::new(official("ghcr.io/flannel-io/flannel", "flanneld")?)
+            .shell()?
+            .packet_filter()?
+            .tools(&["ip"])?
+            .started_by("/opt/bin/flanneld", program("flanneld")?),
+        Image::new(official("registry.k8s.io/metrics-server/metrics-server", "metrics-server")?)
+            .started_by("/metrics-server", program("metrics-server")?)
+            .user("65534"),
+        agnhost(program("agnhost")?)?,
+        Image::new(official("docker.io/rancher/local-path-provisioner", "local-path-provisioner")?)
+            .started_by("/usr/bin/local-path-provisioner", program("local-path-provisioner")?),
+    ]
+    .into_iter()
+    .map(|image| Published { names: vec![image.reference.clone()], image })
+    .collect::<Vec<_>>();
+    // The helper of local-path-provisioner has no tag where it is named.
+    let names = vec![busybox.reference.clone(), "docker.io/library/busybox:latest".to_owned()];
+    images.push(Published { image: busybox, names });
+    for published in &mut images {
+        let aliases: Vec<_> = published.names.iter().map(|name| local(name)).collect();
+        published.names.extend(aliases);
+    }
+    Ok(images)
+}
+
+/// Reference of the image of an add-on: its program's name and version.
+pub(crate) fn addon_reference(program: &str) -> Result<String, Error> {
+    official(&format!("{REGISTRY}/{program}"), program)
+}
+
+/// A repository with the version of the program in it.
+fn official(repository: &str, program: &str) -> Result<String, Error> {
+    let component = Component::of_program(program)
+        .ok_or_else(|| Error::Invalid(format!("no component builds `{program}`")))?;
+    Ok(format!("{repository}:{}", component.version))
+}
+
+/// The same image in the local registry: only the host part is another.
+fn local(reference: &str) -> String {
+    let path = reference.split_once('/').map_or(reference, |(_, path)| path);
+    format!("{REGISTRY}/{path}")
+}
+
+fn pause(reference: String) -> Image {
+    let mut image = Image::new(reference).program(BUSYBOX, BUSYBOX.as_ref()).user(NONROOT);
+    image.entrypoint = [BUSYBOX, "sleep", "infinity"].map(str::to_owned).to_vec();
+    image
+}
+
+/// The program of Kubernetes' own tests, with the shell that they use beside it.
+fn agnhost(program: &Path) -> Result<Image, Error> {
+    let image = Image::new(format!("registry.k8s.io/e2e-test-images/agnhost:{}", component::AGNHOST))
+        .shell()?
+        .started_by("/agnhost", program)
+        .command(&["pause"])
+        .link("/agnhost-2", "agnhost")
+        .directory("/uploads", 0o755)
+        // A test looks for the groups that the image gives this user.
+        .text(
+            "/etc/passwd",
+            "root:x:0:0:root:/root:/bin/sh\nuser-defined-in-image:x:1000:1000::/home:/bin/sh\n",
+            0o644,
+        )
+        .text(
+            "/etc/group",
+            "root:x:0:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n",
+            0o644,
+        );
+    Ok(image)
+}
+
+/// A worker that is a pod: the programs of a node, and what starts them.
+fn worker(toolbox: &Toolbox) -> Result<Image, Error> {
+    let mut image = Image::new(format!("{REGISTRY}/kaas-dev/kaas-worker:{}", component::KUBERNETES))
+        .shell()?
+        .packet_filter()?
+        .tools(&["dash", "runc", "mount", "umount", "unshare", "nsenter", "ip"])?
+        // busybox' own shell takes its own mount, umount and unshare, whatever PATH says.
+        .link("/bin/sh", "/usr/bin/dash")
+        .text("/usr/local/bin/entrypoint", WORKER_ENTRYPOINT, 0o755)
+        .text("/usr/local/share/kaas/containerd.toml", WORKER_CONTAINERD, 0o644)
+        .text("/etc/os-release", &worker_release(), 0o644);
+    for name in ["kubelet", "kubeadm", "containerd", "containerd-shim-runc-v2", "ctr"] {
+        image = image.program_in("/usr/local/bin", toolbox.program(name)?);
+    }
+    for name in ["bridge", "host-local", "loopback", "portmap", "firewall"] {
+        image = image.program_in("/opt/cni/bin", toolbox.program(name)?);
+    }
+    // Pods of networks, storage and monitoring mount these from the host.
+    for place in ["/etc/cni/net.d", "/lib/modules", "/run", "/var/lib/cni", "/var/log/pods"] {
+        image = image.directory(place, 0o755);
+    }
+    image.entrypoint = vec!["/usr/local/bin/entrypoint".to_owned()];
+    Ok(image.link("/var/run", "/run"))
+}
+
+/// What a Node tells about its operating system.
+fn worker_release() -> String {
+    let version = component::KUBERNETES;
+    format!(
+        "NAME=\"kaas worker\"\nID=kaas-worker\nVERSION_ID={version}\nPRETTY_NAME=\"kaas worker {version}\"\n"
+    )
+}
+
+impl Image {
+    fn command(mut self, command: &[&str]) -> Self {
+        self.command = command.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::invocation::Invocation;
+
+    #[test]
+    fn the_worker_s_files_fit_each_other() {
+        let script = Invocation::new("sh").arg("-n").input(WORKER_ENTRYPOINT).run();
+        assert!(script.is_ok(), "{script:?}");
+        for place in ["@SANDBOX_IMAGE@", "/etc/containerd/certs.d", "/run/containerd/containerd.sock"] {
+            assert!(WORKER_ENTRYPOINT.contains(place) && WORKER_CONTAINERD.contains(place), "{place}");
+        }
+    }
+
+    #[test]
+    fn only_the_host_part_is_replaced() {
+        assert_eq!(local("registry.k8s.io/coredns/coredns:v1"), "kaas.local/coredns/coredns:v1");
+        assert_eq!(local("docker.io/library/busybox:1"), "kaas.local/library/busybox:1");
+    }
+
+    #[test]
+    fn versions_are_those_of_the_components() {
+        assert_eq!(
+            official("ghcr.io/flannel-io/flannel", "flanneld").unwrap(),
+            "ghcr.io/flannel-io/flannel:v0.28.4"
+        );
+        assert!(official("x", "nothing").is_err());
+    }
+}
