@@ -229,13 +229,21 @@ fn memory(observed: &Observed) -> BTreeMap<String, String> {
     all.filter_map(|(key, volume)| Some((key.clone(), volume.as_str()?.to_owned()))).collect()
 }
 
-/// What members start from: who the members are, the one that is about to be added included.
+/// What members start from: who the members are, the one that is about to be added included; and which of them may start
+/// without data. Founders may, and a learner that never started. A lone member has nobody to join.
 pub fn bootstrap(observed: &Observed) -> EtcdBootstrap {
-    let mut members = members(observed);
-    if let Some(Step::Add(index)) = next_step(observed) {
-        members.insert(index);
-    }
-    EtcdBootstrap { members: members.into_iter().map(etcd_member_name).collect() }
+    let mut members: BTreeSet<String> = members(observed).into_iter().map(etcd_member_name).collect();
+    let joins = match next_step(observed) {
+        Some(Step::Add(index)) => Some(etcd_member_name(index)),
+        _ => None,
+    };
+    members.extend(joins.clone());
+    let established = remembered(observed, CLUSTER_ID_KEY).is_some();
+    let learners = observed.etcd.iter().flat_map(|etcd| &etcd.members);
+    let new = learners.filter(|member| member.learner && member.name.is_empty()).filter_map(member_name);
+    let starters =
+        if established && members.len() > 1 { new.chain(joins).collect() } else { members.clone() };
+    EtcdBootstrap { members: members.into_iter().collect(), starters }
 }
 
 /// Whether members have the timings of a lone one. Once they had those of several they keep them: a restart only to

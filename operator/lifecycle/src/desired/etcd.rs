@@ -3,7 +3,7 @@
 //! The StatefulSet restarts nobody (`OnDelete`): the operator alone does, member by member. What changes with the
 //! membership is in a ConfigMap, so that the pod template is the same for three members and for five.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kaas_crds::name::component::ETCD;
 use serde_json::{Value, json};
@@ -51,6 +51,9 @@ const LONE_GRACE_SECONDS: u32 = 2;
 pub struct EtcdBootstrap {
     /// Names of all members, the one that starts included: `etcd-0` and on.
     pub members: Vec<String>,
+    /// Those of them that may start without data. Any other is one that lost it: under its old number it would have a
+    /// vote, and give it without knowing what it had acknowledged.
+    pub starters: BTreeSet<String>,
 }
 
 /// Whose data it is: read by the operator alone, but for the one variable that it gives to members.
@@ -290,10 +293,15 @@ const BOOTSTRAP_KEYS: [&str; 2] = ["ETCD_INITIAL_CLUSTER", "ETCD_INITIAL_CLUSTER
 
 /// What members start from.
 pub(super) fn bootstrap(inputs: &Inputs<'_>, bootstrap: &EtcdBootstrap) -> Object {
+    // Members are told apart by their addresses; the names are for the one that starts, which must find its own.
+    let label = |name: &String| match bootstrap.starters.contains(name) {
+        true => name.clone(),
+        false => format!("{name}-has-data"),
+    };
     let members: Vec<String> = bootstrap
         .members
         .iter()
-        .map(|name| format!("{name}={}", url(inputs.tenant, name, PEER_PORT)))
+        .map(|name| format!("{}={}", label(name), url(inputs.tenant, name, PEER_PORT)))
         .collect();
     let data = json!({
         "ETCD_INITIAL_CLUSTER": members.join(","),

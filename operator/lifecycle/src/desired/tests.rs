@@ -92,7 +92,11 @@ impl World {
         let members: Vec<String> = (0..self.spec.etcd.replicas).map(etcd_member_name).collect();
         let volumes = members.iter().map(|name| (name.clone(), format!("volume of {name}"))).collect();
         let identity = EtcdIdentity { cluster_id: "c0ffee".into(), volumes };
-        surroundings(&self.inputs(), &EtcdBootstrap { members }, self.existing.then_some(&identity))
+        surroundings(
+            &self.inputs(),
+            &EtcdBootstrap { starters: members.iter().cloned().collect(), members },
+            self.existing.then_some(&identity),
+        )
     }
 
     /// Every object there is, those inside the tenant too.
