@@ -74,12 +74,16 @@ impl World {
             // Its data says who it is; an ID that is no longer a member's is turned away.
             Some(at) if data => self.data[&pod.name].1 == self.members[at].id,
             // Somebody who was added and never started.
-            Some(at) if self.members[at].name.is_empty() => {
+            Some(at) if self.members[at].name.is_empty() && self.may_start(&pod.name) => {
                 self.members[at].name = pod.name.clone();
                 self.data.insert(pod.name.clone(), (volume, self.members[at].id));
                 true
             }
-            // A member without its data: "has already been bootstrapped".
+            // A member without its data, that nothing keeps from having a vote again. A lone one has nobody to ask.
+            Some(at) if self.members.len() > 1 && self.may_start(&pod.name) => {
+                panic!("{} starts with an empty log as {}", pod.name, self.members[at].id)
+            }
+            // "couldn't find local name in the initial cluster configuration"
             Some(_) => false,
             None if !exists && !data => {
                 let id = self.members.len() as u64 + 1;
@@ -98,6 +102,17 @@ impl World {
         } else if !stuck {
             pod.trouble = Some(Trouble { reason: "CrashLoopBackOff".into(), message: String::new() });
         }
+    }
+
+    /// Whether a member without data finds its name among those that it is to start with. A founder always does.
+    fn may_start(&self, member: &str) -> bool {
+        let home = self.tenant().control_plane_namespace();
+        let bootstrap = self.objects.get(&Reference::namespaced(Kind::ConfigMap, home, "etcd-bootstrap"));
+        let cluster = bootstrap.and_then(|live| live.get("/data/ETCD_INITIAL_CLUSTER")?.as_str());
+        cluster
+            .into_iter()
+            .flat_map(|cluster| cluster.split(','))
+            .any(|entry| entry.split_once('=').is_some_and(|(name, _)| name == member))
     }
 
     /// Whether a member still has what it wrote.
