@@ -311,8 +311,10 @@ pub(super) fn data_is_lost(stage: &Stage) -> Result<(), Error> {
     stage.apply_tenant(name, spec.clone())?;
     stage.await_settled(name)?;
     let before = scale::membership(stage, name)?;
-    let outcome = broken(stage, name, "one of three loses its data", || {
-        delete_pod(stage, &stage.home(name)?, "etcd-1")?;
+    // The leader: until there is another nobody can be removed, and its pod is back before that.
+    let lost = scale::leader(stage, name)?;
+    let outcome = broken(stage, name, "the leader of three loses its data", || {
+        delete_pod(stage, &stage.home(name)?, &lost)?;
         stage.await_tenant(name, "to replace the member", |object| {
             match condition(object, "EtcdHealthy") {
                 Some("True") if settled(object).is_ok() => Ok(()),
@@ -323,8 +325,8 @@ pub(super) fn data_is_lost(stage: &Stage) -> Result<(), Error> {
     })?;
     gap_at_most(&outcome, ELECTION_GAP)?;
     let after = scale::membership(stage, name)?;
-    claim(after.voters == before.voters && after.id_of("etcd-1") != before.id_of("etcd-1"), || {
-        format!("etcd-1 was to be another member under its name: {before:?} became {after:?}")
+    claim(after.voters == before.voters && after.id_of(&lost) != before.id_of(&lost), || {
+        format!("{lost} was to be another member under its name: {before:?} became {after:?}")
     })?;
     remove(stage, name)?;
 
