@@ -103,6 +103,9 @@ pub(super) struct Outcome {
     pub(super) repeated: Vec<String>,
     /// How often the watch's stream ended and was opened again where it had ended.
     pub(super) streams: u64,
+    /// How often the server no longer had what came after the last change that was told (410), and a list was read
+    /// instead, as clients do: what happened before it is then told by nobody.
+    pub(super) lists: u64,
 }
 
 impl Outcome {
@@ -131,11 +134,12 @@ impl Outcome {
         });
         let clients: Vec<String> = clients.collect();
         format!(
-            "{}; watch: {} lost, {} repeated, {} streams",
+            "{}; watch: {} lost, {} repeated, {} streams, {} lists",
             clients.join("; "),
             self.lost.len(),
             self.repeated.len(),
-            self.streams
+            self.streams,
+            self.lists
         )
     }
 
@@ -502,8 +506,12 @@ impl Shared {
         loop {
             match self.stream(&mut version).await {
                 Ok(()) => self.count(Client::Watch, Ok(())),
-                Err(what) => {
+                Err(Refused { what, expired }) => {
                     self.count(Client::Watch, Err(format!("watch: {what}")));
+                    if expired && let Ok(now) = self.version().await {
+                        version = now;
+                        locked(&self.outcome).lists += 1;
+                    }
                     sleep(PAUSE).await;
                 }
             }
@@ -511,7 +519,7 @@ impl Shared {
     }
 
     /// One stream; an end is no failure, a refusal is.
-    async fn stream(&self, version: &mut String) -> Result<(), String> {
+    async fn stream(&self, version: &mut String) -> Result<(), Refused> {
         let mut sender = self.opened(Client::Watch).await?;
         let path = format!(
             "{PATH}?watch=true&allowWatchBookmarks=true&labelSelector=run={}&resourceVersion={version}",
@@ -521,7 +529,8 @@ impl Shared {
         let answer = timeout(ANSWER, sender.send(request)).await.map_err(|_| "no answer".to_owned())?;
         let answer = answer.map_err(|error| words(&error))?;
         if answer.status() != StatusCode::OK {
-            return Err(answer.status().to_string());
+            let expired = answer.status() == StatusCode::GONE;
+            return Err(Refused { what: answer.status().to_string(), expired });
         }
         locked(&self.outcome).streams += 1;
         let mut body = answer.into_body();
@@ -538,18 +547,34 @@ impl Shared {
         Ok(())
     }
 
-    fn hear(&self, line: &[u8], version: &mut String) -> Result<(), String> {
+    fn hear(&self, line: &[u8], version: &mut String) -> Result<(), Refused> {
         let event: Value = serde_json::from_slice(line).map_err(|error| format!("not an event: {error}"))?;
         let text = |pointer: &str| at(&event, pointer).as_str().unwrap_or_default();
         let kind = text("/type");
         if kind == "ERROR" {
-            return Err(at(&event, "/object").to_string());
+            let object = at(&event, "/object");
+            let expired = at(object, "/code").as_u64() == Some(u64::from(StatusCode::GONE.as_u16()));
+            return Err(Refused { what: object.to_string(), expired });
         }
         if let "ADDED" | "DELETED" = kind {
             locked(&self.changes).tell(format!("{kind} {}", text("/object/metadata/name")));
         }
         *version = text("/object/metadata/resourceVersion").to_owned();
         Ok(())
+    }
+}
+
+/// Why a watch's stream did not go on.
+#[derive(Debug)]
+struct Refused {
+    what: String,
+    /// The server no longer has what came after the version.
+    expired: bool,
+}
+
+impl From<String> for Refused {
+    fn from(what: String) -> Self {
+        Self { what, expired: false }
     }
 }
 
