@@ -639,7 +639,10 @@ mod tests {
         shared.hear(event("BOOKMARK", "9").as_bytes(), &mut version).unwrap();
         assert_eq!(version, "9");
         assert_eq!(locked(&shared.changes).told.iter().collect::<Vec<_>>(), ["ADDED a"]);
-        assert!(shared.hear(br#"{"type": "ERROR", "object": {"code": 410}}"#, &mut version).is_err());
+        for (code, expired) in [(410, true), (500, false)] {
+            let error = json!({"type": "ERROR", "object": {"code": code}}).to_string();
+            assert_eq!(shared.hear(error.as_bytes(), &mut version).unwrap_err().expired, expired, "{code}");
+        }
     }
 
     fn config() -> Arc<ClientConfig> {
