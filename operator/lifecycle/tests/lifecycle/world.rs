@@ -17,6 +17,7 @@ use kaas_lifecycle::observed::{
 use kaas_lifecycle::plan::{Plan, plan};
 use kaas_lifecycle::report;
 use kaas_lifecycle::tenant::{Platform, Tenant};
+use kaas_lifecycle::workers::report::Tally;
 use serde_json::{Value, json};
 
 mod admission;
@@ -191,6 +192,7 @@ impl World {
             probe: home.then(|| self.probe()).flatten(),
             addresses: BTreeSet::from(["10.77.0.1".parse().unwrap()]),
             inside: self.serving().then(|| unshared(&self.inside)),
+            workers: Some(Tally::default()),
         }
     }
 
