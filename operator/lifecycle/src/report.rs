@@ -354,14 +354,20 @@ fn kstatus(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created:
     [reconciling, stalled]
 }
 
-/// What keeps the namespace, once it has taken longer than the pods' grace periods and the namespace controller's
+/// What keeps the namespace, or the workers, once it has taken longer than the pods' grace periods and the namespace controller's
 /// rounds explain.
 fn blocked_deletion(observed: &Observed) -> Option<String> {
     let since = observed.cluster.metadata.deletion_timestamp.as_ref()?;
     if observed.now.duration_since(since.0).as_secs() < PATIENCE_SECONDS {
         return None;
     }
-    let namespace = observed.own_namespace()?;
+    let Some(namespace) = observed.own_namespace() else {
+        let left = observed.workers.as_ref().map(|workers| workers.left).filter(|left| *left > 0)?;
+        return Some(format!(
+            "{left} workers of this cluster are left; kubectl get workers in namespace {} says what keeps each of them",
+            observed.tenant.namespace
+        ));
+    };
     let pods = observed.pods.iter().map(|pod| format!("Pod {} is still there", pod.name));
     let causes: Vec<String> = namespace.remaining.iter().cloned().chain(pods).collect();
     let causes =

@@ -351,6 +351,7 @@ impl Fleet {
     /// Infrastructure and kubelets go on: machines start and stop, nodes join, pods end.
     pub(crate) fn go_on(&mut self) {
         let now = self.now;
+        let serving = self.cluster.as_ref().is_some_and(|cluster| cluster.serving);
         self.machines.retain(|_, (_, machine)| machine.state != MachineState::Stopping);
         for pods in self.pods.values_mut() {
             pods.retain(|pod| pod.gone_by.is_none());
@@ -360,7 +361,7 @@ impl Fleet {
             if machine.state == MachineState::Starting {
                 machine.state = MachineState::Running;
                 machine.since = now;
-            } else if !self.nodes.contains_key(name) && self.bootstraps.contains_key(uid) {
+            } else if serving && !self.nodes.contains_key(name) && self.bootstraps.contains_key(uid) {
                 let provider_id = kaas_crds::name::provider_id("pod", uid);
                 let node = Node {
                     uid: format!("node-{uid}"),

@@ -12,7 +12,6 @@ use crate::fleet::Fleet;
 fn check(tiny: Tiny, least: usize, wanted: &[&'static str]) {
     let states = explore(Tiny { wanted: wanted.to_vec(), ..tiny }).unwrap_or_else(|wrong| panic!("{wrong}"));
     assert!(states >= least, "{states} instead of {least} states");
-    println!("{states} states");
 }
 
 /// A settled pool whose user has just asked for another number.
@@ -39,37 +38,54 @@ fn of(begin: Fleet) -> Tiny {
 
 #[test]
 fn a_pool_grows() {
-    check(Tiny { most: 2, delay: true, ..of(Fleet::new(1)) }, 1, &[RESTS, LATE]);
-    check(Tiny { most: 2, lag: true, least_ready: 1, ..of(scaled(1, 2)) }, 1, &[RESTS, STALE]);
+    check(Tiny { most: 2, delay: true, ..of(Fleet::new(1)) }, 75, &[RESTS, LATE]);
+    check(Tiny { most: 2, lag: true, least_ready: 1, ..of(scaled(1, 2)) }, 53, &[RESTS, STALE]);
 }
 
 #[test]
 fn a_pool_that_shrinks_loses_no_more_than_asked_for() {
     let begin = || {
-        let mut fleet = scaled(2, 1);
+        let mut fleet = scaled(3, 1);
         fleet.pod("p-0", "a");
         fleet.pod("p-1", "b");
         fleet
     };
-    check(Tiny { delay: true, least: 1, least_ready: 1, most: 1, ..of(begin()) }, 1, &[RESTS, LATE]);
-    check(Tiny { lag: true, least: 1, least_ready: 1, most: 1, ..of(begin()) }, 1, &[RESTS, STALE]);
+    check(Tiny { delay: true, least: 1, least_ready: 1, most: 1, ..of(begin()) }, 6800, &[RESTS, LATE]);
+    check(Tiny { lag: true, least: 1, least_ready: 1, most: 1, ..of(begin()) }, 1950, &[RESTS, STALE]);
 }
 
 #[test]
 fn a_user_changes_his_mind() {
     let edit: fn(&mut Fleet) = |fleet| fleet.edit(|spec| spec.replicas = 0);
-    check(Tiny { edit: Some(edit), delay: true, ..of(Fleet::new(1)) }, 1, &[RESTS, LATE, ORPHAN]);
+    check(Tiny { edit: Some(edit), delay: true, ..of(Fleet::new(1)) }, 7600, &[RESTS, LATE, ORPHAN]);
 }
 
 #[test]
 fn a_template_goes_through_with_one_more() {
-    check(Tiny { lag: true, least: 1, least_ready: 1, most: 2, ..of(rolling(1, 1, 0)) }, 1, &[RESTS, STALE]);
-    check(Tiny { delay: true, least: 1, least_ready: 1, most: 2, ..of(rolling(1, 1, 0)) }, 1, &[RESTS, LATE]);
+    check(
+        Tiny { lag: true, least: 1, least_ready: 1, most: 2, ..of(rolling(1, 1, 0)) },
+        640,
+        &[RESTS, STALE],
+    );
+    check(
+        Tiny { delay: true, least: 1, least_ready: 1, most: 2, ..of(rolling(1, 1, 0)) },
+        2030,
+        &[RESTS, LATE],
+    );
+    check(
+        Tiny { delay: true, least: 2, least_ready: 2, most: 3, ..of(rolling(2, 1, 0)) },
+        28000,
+        &[RESTS, LATE],
+    );
 }
 
 #[test]
 fn a_template_goes_through_with_one_less() {
-    check(Tiny { lag: true, least: 1, least_ready: 1, most: 2, ..of(rolling(2, 0, 1)) }, 1, &[RESTS, STALE]);
+    check(
+        Tiny { lag: true, least: 1, least_ready: 1, most: 2, ..of(rolling(2, 0, 1)) },
+        1600,
+        &[RESTS, STALE],
+    );
 }
 
 #[test]
@@ -78,7 +94,21 @@ fn a_pool_goes() {
     fleet.pod("p-0", "a");
     let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(fleet.now);
     fleet.pool.as_mut().unwrap().metadata.deletion_timestamp = Some(now);
-    check(Tiny { delay: true, ..of(fleet) }, 1, &[RESTS, LATE]);
+    check(Tiny { delay: true, ..of(fleet) }, 90, &[RESTS, LATE]);
+}
+
+/// What runs ends with the cluster, whatever its API and its pods do.
+#[test]
+fn a_cluster_goes_and_its_workers_with_it() {
+    let edit: fn(&mut Fleet) = |fleet| {
+        let cluster = fleet.cluster.as_mut().unwrap();
+        (cluster.deleting, cluster.serving) = (true, false);
+        // Its nodes and pods are nobody's any more.
+        fleet.nodes.clear();
+        fleet.pods.clear();
+        fleet.spec().replicas = 0;
+    };
+    check(Tiny { edit: Some(edit), delay: true, ..of(Fleet::new(1)) }, 370, &[RESTS, LATE]);
 }
 
 #[test]
