@@ -20,6 +20,8 @@ const BOOTSTRAP_USER: &str = "system:bootstrap:";
 const NODE_USER: &str = "system:node:";
 /// Group, and organization, of nodes.
 const NODE_GROUP: &str = "system:nodes";
+/// Groups that a node has. One with more of them was made by somebody else.
+const NODE_GROUPS: [&str; 2] = [NODE_GROUP, "system:authenticated"];
 /// Groups that a bootstrap token of ours gives. The second is the one of kubeadm's tokens.
 const BOOTSTRAP_GROUPS: [&str; 3] =
     ["system:bootstrappers", "system:bootstrappers:kubeadm:default-node-token", "system:authenticated"];
@@ -149,9 +151,7 @@ fn client(request: &Request, workers: &[Candidate], now: Timestamp) -> Result<St
             holder
         }
         (None, Some(itself), _) => {
-            require(request.groups.contains(NODE_GROUP), || {
-                format!("{} is not in group {NODE_GROUP}", request.username)
-            })?;
+            require(is_node(request), || format!("{} has not the groups of a node", request.username))?;
             itself
         }
         (None, None, Some(named)) => {
@@ -186,7 +186,7 @@ fn serving(request: &Request, workers: &[Candidate], reserved: &[IpNet]) -> Resu
         };
     };
     let own = request.username.strip_prefix(NODE_USER) == Some(worker.name.as_str());
-    require(own && request.groups.contains(NODE_GROUP), || {
+    require(own && is_node(request), || {
         format!("worker {} asks for itself only, not {}", worker.name, request.username)
     })?;
     subject(request, worker)?;
@@ -219,6 +219,12 @@ fn serving(request: &Request, workers: &[Candidate], reserved: &[IpNet]) -> Resu
         }
     }
     Ok(worker.name.clone())
+}
+
+/// Whether who asks has the groups of a node, and no others.
+fn is_node(request: &Request) -> bool {
+    request.groups.contains(NODE_GROUP)
+        && request.groups.iter().all(|group| NODE_GROUPS.contains(&group.as_str()))
 }
 
 /// A subject that says that this worker is a node, and nothing else.

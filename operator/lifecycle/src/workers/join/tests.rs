@@ -123,11 +123,15 @@ fn a_forged_client_is_denied() {
     for (case, words) in cases {
         // As a node the group is another one, which is missing.
         let request = with(first(), case);
-        let words = if request.username == "system:node:p-1" { "is not in group" } else { words };
+        let words =
+            if request.username == "system:node:p-1" { "has not the groups of a node" } else { words };
         denied(&request, words);
     }
     let other = with(renewal(), |request| request.username = "system:node:p-1".into());
     denied(&other, "the subject is not system:node:p-1");
+    let masters: Change = |request| _ = request.groups.insert("system:masters".into());
+    denied(&with(renewal(), masters), "has not the groups of a node");
+    denied(&with(server(), masters), "asks for itself only");
 }
 
 #[test]
@@ -203,4 +207,152 @@ fn what_is_not_known_yet_is_waited_for() {
     // What is wrong whatever the addresses are does not wait.
     let forged = with(server(), |request| request.organizations = vec!["system:masters".into()]);
     assert!(matches!(judge(&forged, &workers, &[], now()), Judgement::Deny(_)));
+}
+
+mod properties {
+    use proptest::prelude::*;
+    use proptest::sample::{select, subsequence};
+
+    use super::*;
+
+    fn some(texts: &'static [&'static str]) -> impl Strategy<Value = BTreeSet<String>> {
+        let most = texts.len();
+        subsequence(texts.to_vec(), 0..=most)
+            .prop_map(|chosen| chosen.into_iter().map(str::to_owned).collect())
+    }
+
+    /// One that is right, with some parts of any other.
+    fn request() -> impl Strategy<Value = Request> {
+        let bases = vec![first(), renewal(), server()];
+        let parts = prop::collection::vec(prop::bool::weighted(0.15), 9);
+        (select(bases), any_request(), parts).prop_map(|(mut request, other, parts)| {
+            let takes = |at: usize| parts[at];
+            if takes(0) {
+                request.signer = other.signer;
+            }
+            if takes(1) {
+                request.username = other.username;
+            }
+            if takes(2) {
+                request.groups = other.groups;
+            }
+            if takes(3) {
+                request.usages = other.usages;
+            }
+            if takes(4) {
+                request.common_names = other.common_names;
+            }
+            if takes(5) {
+                request.organizations = other.organizations;
+            }
+            if takes(6) {
+                request.dns_names = other.dns_names;
+            }
+            if takes(7) {
+                request.addresses = other.addresses;
+            }
+            if takes(8) {
+                (request.more, request.created) = (other.more, other.created);
+            }
+            request
+        })
+    }
+
+    fn any_request() -> impl Strategy<Value = Request> {
+        let users = vec![
+            "system:bootstrap:aaaaaa",
+            "system:bootstrap:bbbbbb",
+            "system:bootstrap:cccccc",
+            "system:node:p-0",
+            "system:node:p-1",
+            "alice",
+        ];
+        let names = || {
+            let names = vec!["system:node:p-0", "system:node:p-1", "system:node:other", "system:admin"];
+            prop::collection::vec(select(names), 0..3)
+        };
+        let organizations = prop::collection::vec(select(vec!["system:nodes", "system:masters"]), 0..3);
+        let groups = || {
+            prop_oneof![
+                Just(set(["system:nodes", "system:authenticated"])),
+                Just(set(["system:bootstrappers", "system:authenticated"])),
+                some(&["system:nodes", "system:bootstrappers", "system:authenticated", "system:masters"]),
+            ]
+        };
+        let usages = prop_oneof![
+            Just(set(["digital signature", "client auth"])),
+            Just(set(["digital signature", "server auth"])),
+            some(&["digital signature", "client auth", "server auth", "key encipherment", "cert sign"]),
+        ];
+        let addresses = some(&["10.0.0.7", "10.0.0.8", "10.96.0.1", "127.0.0.1"]);
+        (
+            (
+                select(vec![CLIENT_SIGNER, SERVING_SIGNER, "kubernetes.io/kube-apiserver-client"]),
+                select(users),
+            ),
+            (groups(), usages, names(), organizations),
+            (some(&["p-0", "p-1", "kubernetes"]), addresses, prop::bool::weighted(0.1), -10i64..70),
+        )
+            .prop_map(
+                |((signer, user), (groups, usages, names, organizations), (dns, addresses, more, age))| {
+                    let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect();
+                    Request {
+                        signer: signer.into(),
+                        username: user.into(),
+                        groups,
+                        created: Some(now() - SignedDuration::from_mins(age)),
+                        decided: false,
+                        usages,
+                        common_names: owned(names),
+                        organizations: owned(organizations),
+                        dns_names: dns,
+                        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+                        more: if more { vec!["a@b".into()] } else { Vec::new() },
+                    }
+                },
+            )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// The rules once more, as they would be told.
+        #[test]
+        fn what_is_approved_is_what_the_worker_may_have(request in request()) {
+            if let Judgement::Approve(worker) = judged(&request) {
+                let (token, address) = if worker == "p-0" { ("aaaaaa", "10.0.0.7") } else { ("bbbbbb", "10.0.0.8") };
+                prop_assert_eq!(&request.common_names, &[format!("system:node:{worker}")]);
+                prop_assert_eq!(&request.organizations, &["system:nodes"]);
+                prop_assert!(request.more.is_empty() && !request.groups.contains("system:masters"));
+                let itself = request.username == format!("system:node:{worker}") && request.groups.contains("system:nodes");
+                if request.signer == CLIENT_SIGNER {
+                    let by_token = request.username.strip_prefix("system:bootstrap:") == Some(token);
+                    prop_assert!(itself || by_token);
+                    prop_assert!(request.usages.contains("client auth") && !request.usages.contains("server auth"));
+                    prop_assert!(request.dns_names.is_empty() && request.addresses.is_empty());
+                } else {
+                    prop_assert!(itself && request.signer == SERVING_SIGNER);
+                    prop_assert!(request.usages.contains("server auth") && !request.usages.contains("client auth"));
+                    prop_assert!(request.dns_names.iter().all(|name| *name == worker));
+                    prop_assert!(request.addresses.iter().all(|other| other.to_string() == address));
+                }
+                prop_assert!(!request.usages.contains("cert sign"));
+            }
+        }
+    }
+
+    #[test]
+    fn some_are_approved() {
+        use proptest::strategy::ValueTree;
+        use proptest::test_runner::{Config, RngSeed, TestRunner};
+
+        let mut runner = TestRunner::new(Config { rng_seed: RngSeed::Fixed(37), ..Config::default() });
+        let requests = request();
+        let approved = (0..1000).filter(|_| {
+            let request = requests.new_tree(&mut runner).unwrap().current();
+            matches!(judged(&request), Judgement::Approve(_))
+        });
+        let approved = approved.count();
+        assert!((100..900).contains(&approved), "{approved} of 1000: the property shows nothing");
+    }
 }
