@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-/// Types of conditions on a TenantCluster. All are positive but kstatus' two.
+/// Types of conditions on our kinds. All are positive but kstatus' two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConditionType {
     /// A real request through the endpoint succeeded just now.
@@ -15,6 +15,8 @@ pub enum ConditionType {
     EtcdHealthy,
     /// Every worker is Ready.
     WorkersReady,
+    /// The machine of a worker runs.
+    InfrastructureReady,
     /// Every addon runs.
     AddonsReady,
     /// No certificate is near its end.
@@ -29,11 +31,12 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// All of them.
-    pub const ALL: [ConditionType; 9] = [
+    pub const ALL: [ConditionType; 10] = [
         ConditionType::Ready,
         ConditionType::ControlPlaneAvailable,
         ConditionType::EtcdHealthy,
         ConditionType::WorkersReady,
+        ConditionType::InfrastructureReady,
         ConditionType::AddonsReady,
         ConditionType::CertificatesValid,
         ConditionType::UpToDate,
@@ -95,6 +98,10 @@ reasons! {
     AlarmRaised,
     /// There are no workers.
     NoWorkers,
+    /// Every worker that should be there is Ready.
+    AllReady,
+    /// Some worker that should be there is missing or not Ready.
+    WorkersNotReady,
     /// There are no addons.
     NoAddons,
     /// All certificates are valid.
@@ -135,6 +142,56 @@ reasons! {
     RequestFailing,
     /// Something blocks the deletion.
     DeletionBlocked,
+    /// The TenantCluster that a pool names does not exist in its namespace.
+    ClusterNotFound,
+    /// The TenantCluster that a pool names is being deleted.
+    ClusterDeleting,
+    /// The InstanceType that a pool names does not exist.
+    InstanceTypeNotFound,
+    /// The platform does not offer this infrastructure.
+    InfrastructureDisabled,
+    /// Networks of the cluster overlap those of the management cluster.
+    NetworkOverlap,
+    /// Machines outside the management cluster cannot reach the endpoint.
+    EndpointInternal,
+    /// The API of the cluster does not serve yet.
+    WaitingForCluster,
+    /// The machine is being made.
+    Provisioning,
+    /// The user has not joined a machine yet.
+    WaitingForMachine,
+    /// The machine runs, its node is not there yet.
+    Joining,
+    /// The machine runs for long, and its node is still not there.
+    JoinOverdue,
+    /// The machine runs.
+    MachineRunning,
+    /// The node is Ready.
+    NodeReady,
+    /// The kubelet says that the node is not Ready.
+    NodeNotReady,
+    /// The kubelet has stopped reporting.
+    NodeSilent,
+    /// The node object of a worker that had joined is gone.
+    NodeMissing,
+    /// A node has the worker's name and is not its.
+    NodeForeign,
+    /// The machine of a worker that had joined is gone.
+    InfrastructureGone,
+    /// Requests to the infrastructure fail for now.
+    InfrastructureFailing,
+    /// The infrastructure refuses: a quota is used up.
+    QuotaExceeded,
+    /// The infrastructure has no room for such a machine.
+    NoCapacity,
+    /// The infrastructure refuses: the operator may not do it, or the request is wrong.
+    InfrastructureDenied,
+    /// Pods are moved away from the node.
+    Draining,
+    /// Something keeps pods on the node.
+    DrainBlocked,
+    /// The time for draining is over; the worker goes with what is left on it.
+    DrainExpired,
     /// The operator made a plan that would break one of its own rules, and did not execute it.
     PlanRefused,
 }

@@ -5,14 +5,25 @@
 #![allow(unreachable_pub, reason = "the KubeSchema derive repeats each type in a private scope")]
 
 pub mod condition;
+pub mod cpu;
+pub mod instance_type;
 pub mod kubernetes_release;
 pub mod name;
+pub mod node;
+pub mod period;
 pub mod quantity;
 pub mod status;
 pub mod tenant_cluster;
+pub mod worker;
+pub mod worker_pool;
 
 pub use condition::{ConditionType, Reason};
+pub use cpu::Cpu;
+pub use instance_type::{InstanceType, InstanceTypeSpec};
 pub use kubernetes_release::{KubernetesRelease, KubernetesReleaseSpec, KubernetesReleaseStatus};
+pub use period::Period;
 pub use quantity::Quantity;
 pub use status::TenantClusterStatus;
 pub use tenant_cluster::{TenantCluster, TenantClusterSpec};
+pub use worker::{Worker, WorkerSpec, WorkerStatus};
+pub use worker_pool::{WorkerPool, WorkerPoolSpec, WorkerPoolStatus};

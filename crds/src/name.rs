@@ -8,6 +8,10 @@ pub const GROUP: &str = "kaas.dev";
 pub const FIELD_MANAGER: &str = "kaas-operator";
 /// Finalizer of a TenantCluster.
 pub const FINALIZER: &str = "kaas.dev/control-plane";
+/// Finalizer of a WorkerPool: its workers go first.
+pub const POOL_FINALIZER: &str = "kaas.dev/worker-pool";
+/// Finalizer of a Worker: its node and its machine go first.
+pub const WORKER_FINALIZER: &str = "kaas.dev/worker";
 /// Namespace that the chart installs the operator into by default.
 pub const SYSTEM_NAMESPACE: &str = "kaas-system";
 
@@ -23,6 +27,16 @@ pub const TENANT_UID_LABEL: &str = "kaas.dev/tenant-uid";
 pub const TENANT_NAMESPACE_LABEL: &str = "kaas.dev/tenant-namespace";
 /// Label: name of the TenantCluster. For people and for finding orphans; never an authority.
 pub const TENANT_NAME_LABEL: &str = "kaas.dev/tenant-name";
+/// Label on Workers: name of the cluster.
+pub const CLUSTER_LABEL: &str = "kaas.dev/cluster";
+/// Label on Workers and Nodes: name of the pool. [`pool_selector`] selects by it.
+pub const POOL_LABEL: &str = "kaas.dev/pool";
+/// Annotation on a Worker, set by its user: of several that may go this one goes first.
+pub const DELETE_FIRST_ANNOTATION: &str = "kaas.dev/delete-first";
+/// Annotation on a Node: keys of those labels that are the pool's, so that no others are ever removed.
+pub const OWN_LABELS_ANNOTATION: &str = "kaas.dev/pool-labels";
+/// Annotation on a Node: as [`OWN_LABELS_ANNOTATION`], for taints, as `key:Effect`.
+pub const OWN_TAINTS_ANNOTATION: &str = "kaas.dev/pool-taints";
 /// Annotation: hash of the content that was applied, so that a removed field counts as a difference.
 pub const APPLIED_HASH_ANNOTATION: &str = "kaas.dev/applied-hash";
 /// Annotation on an orphaned control-plane namespace, set by the platform: the UID of the TenantCluster that takes it over.
@@ -51,4 +65,35 @@ pub fn control_plane_namespace(uid: &str) -> String {
 /// Secret with the admin kubeconfig, beside the TenantCluster.
 pub fn kubeconfig_secret(cluster: &str) -> String {
     format!("{cluster}-kubeconfig")
+}
+
+/// Namespace of the machines of a tenant that are pods. Never the team's, never the control plane's.
+pub fn workers_namespace(uid: &str) -> String {
+    format!("kaas-workers-{uid}")
+}
+
+/// Worker of a pool, and its node.
+pub fn worker(pool: &str, ordinal: u32) -> String {
+    format!("{pool}-{ordinal}")
+}
+
+/// Ordinal of a worker of this pool; `None` for names that [`worker`] does not make.
+pub fn worker_ordinal(pool: &str, worker: &str) -> Option<u32> {
+    let ordinal: u32 = worker.strip_prefix(pool)?.strip_prefix('-')?.parse().ok()?;
+    (self::worker(pool, ordinal) == worker).then_some(ordinal)
+}
+
+/// Secret beside a Worker whose machine the user joins: the command to do it with.
+pub fn join_secret(worker: &str) -> String {
+    format!("{worker}-join")
+}
+
+/// Selects the Workers of a pool, as the `scale` subresource wants it.
+pub fn pool_selector(pool: &str) -> String {
+    format!("{POOL_LABEL}={pool}")
+}
+
+/// What a kubelet says of the machine that it is on: the infrastructure, and the UID of the Worker.
+pub fn provider_id(infrastructure: &str, worker_uid: &str) -> String {
+    format!("kaas://{infrastructure}/{worker_uid}")
 }

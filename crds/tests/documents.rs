@@ -3,7 +3,9 @@
 
 use std::fmt::Debug;
 
-use kaas_crds::{KubernetesRelease, Quantity, TenantCluster, name};
+use kaas_crds::{
+    Cpu, InstanceType, KubernetesRelease, Period, Quantity, TenantCluster, Worker, WorkerPool, name,
+};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::strategy::ValueTree;
@@ -83,6 +85,73 @@ fn release() -> Value {
     })
 }
 
+fn conditions() -> Value {
+    json!([{
+        "type": "Ready", "status": "False", "reason": "Joining", "message": "it does", "observedGeneration": 3,
+        "lastTransitionTime": "2026-06-01T00:00:00Z",
+    }])
+}
+
+/// A pool with every field that there is.
+fn pool() -> Value {
+    json!({
+        "apiVersion": "kaas.dev/v1alpha1",
+        "kind": "WorkerPool",
+        "metadata": {"name": "general", "namespace": "team-a", "generation": 2},
+        "spec": {
+            "clusterName": "blue", "replicas": 3, "instanceTypes": ["small"],
+            "infrastructure": {"pod": {}, "external": {}},
+            "template": {
+                "labels": {"example.com/role": "web"},
+                "taints": [{"key": "example.com/gpu", "value": "yes", "effect": "NoSchedule"}],
+                "kubelet": {"maxPods": 50, "podPidsLimit": 1000, "containerLogMaxSize": "10Mi"},
+            },
+            "rollout": {"maxSurge": 1, "maxUnavailable": 0, "drain": {"timeout": "10m"}},
+        },
+        "status": {
+            "observedGeneration": 2, "replicas": 3, "readyReplicas": 2, "updatedReplicas": 1,
+            "selector": "kaas.dev/pool=general", "workers": "2/3", "summary": "Rolling", "conditions": conditions(),
+            "removing": [{"name": "general-0", "uid": "u", "why": "newest"}],
+        },
+    })
+}
+
+/// A worker with every field that there is.
+fn worker() -> Value {
+    json!({
+        "apiVersion": "kaas.dev/v1alpha1",
+        "kind": "Worker",
+        "metadata": {"name": "general-0", "namespace": "team-a", "uid": "u"},
+        "spec": {
+            "clusterName": "blue", "clusterUID": "0b2f7a3e-1111-4222-8333-444455556666", "poolName": "general",
+            "instanceType": "small", "version": "v1.37.1", "zone": "a", "infrastructure": {"pod": {}, "external": {}},
+            "kubelet": {"maxPods": 50, "podPidsLimit": 1000, "containerLogMaxSize": "10Mi"}, "templateHash": "1-abc",
+        },
+        "status": {
+            "observedGeneration": 1, "nodeRef": {"name": "general-0", "uid": "n"}, "providerID": "kaas://pod/u",
+            "version": "v1.37.1", "addresses": [{"type": "InternalIP", "address": "10.0.0.7"}], "summary": "Ready",
+            "conditions": conditions(),
+            "failure": {
+                "reason": "QuotaExceeded", "message": "pods", "attempts": 2, "since": "2026-06-01T00:00:00Z",
+                "retryAt": "2026-06-01T00:01:00Z",
+            },
+        },
+    })
+}
+
+/// An instance type with every field that there is.
+fn instance_type() -> Value {
+    json!({
+        "apiVersion": "kaas.dev/v1alpha1",
+        "kind": "InstanceType",
+        "metadata": {"name": "small"},
+        "spec": {
+            "capacity": {"cpu": "2", "memory": "4Gi"}, "architecture": "arm64", "zones": ["a", "b"],
+            "labels": {"example.com/disk": "ssd"}, "extendedResources": {"example.com/gpu": 1}, "pricePerHour": "0.05",
+        },
+    })
+}
+
 /// Letters as nobody expects them: of several bytes, joined, from right to left, of no width, none at all; numbers,
 /// networks, and times of whole seconds, as Kubernetes writes them: a fraction would be read and not written.
 fn text() -> impl Strategy<Value = String> {
@@ -137,6 +206,7 @@ fn value() -> impl Strategy<Value = Value> {
 /// Pointers to everything in a document but itself.
 fn pointers(document: &Value) -> Vec<String> {
     let below = |key: &str, value: &Value| {
+        let key = key.replace('~', "~0").replace('/', "~1");
         let deeper = pointers(value).into_iter().map(|rest| format!("/{key}{rest}"));
         std::iter::once(format!("/{key}")).chain(deeper).collect::<Vec<_>>()
     };
@@ -190,6 +260,7 @@ impl Change {
             }
             Change::Goes(at) => {
                 let (parent, key) = at.get::<String>(&all).rsplit_once('/').unwrap();
+                let key = &key.replace("~1", "/").replace("~0", "~");
                 match document.pointer_mut(parent).unwrap() {
                     Value::Object(map) => drop(map.remove(key)),
                     Value::Array(list) => drop(list.remove(key.parse().unwrap())),
@@ -247,8 +318,26 @@ proptest! {
     }
 
     #[test]
+    fn a_pool_of_any_shape_is_read_or_refused(document in like(pool())) {
+        round::<WorkerPool>(document)?;
+    }
+
+    #[test]
+    fn a_worker_of_any_shape_is_read_or_refused(document in like(worker())) {
+        round::<Worker>(document)?;
+    }
+
+    #[test]
+    fn an_instance_type_of_any_shape_is_read_or_refused(document in like(instance_type())) {
+        round::<InstanceType>(document)?;
+    }
+
+    #[test]
     fn any_value_is_read_or_refused(document in value()) {
         round::<TenantCluster>(document.clone())?;
+        round::<WorkerPool>(document.clone())?;
+        round::<Worker>(document.clone())?;
+        round::<InstanceType>(document.clone())?;
         round::<KubernetesRelease>(document)?;
     }
 
@@ -281,6 +370,26 @@ proptest! {
         }
     }
 
+    #[test]
+    fn an_amount_or_a_length_of_time_is_refused_or_has_one_spelling(text in text()) {
+        if let Ok(read) = text.parse::<Cpu>() {
+            prop_assert_eq!(read.to_string().parse::<Cpu>(), Ok(read));
+        }
+        if let Ok(read) = text.parse::<Period>() {
+            prop_assert_eq!(read.to_string().parse::<Period>(), Ok(read));
+        }
+    }
+
+    /// As the rule on metadata.name has it; the ordinal is as large as pools can make it.
+    #[test]
+    fn workers_have_names_that_lead_back(pool in "[a-z]([-a-z0-9]{0,55}[a-z0-9])?", ordinal in 0u32..100_000) {
+        let made = name::worker(&pool, ordinal);
+        prop_assert!(made.len() <= 63, "{} is no DNS label", made);
+        prop_assert_eq!(name::worker_ordinal(&pool, &made), Some(ordinal));
+        prop_assert_eq!(name::worker_ordinal(&pool, &format!("{pool}-0{ordinal}")), None);
+        prop_assert_eq!(name::worker_ordinal(&format!("{pool}-0"), &made), None);
+    }
+
     /// As the rule on metadata.name has it.
     #[test]
     fn names_that_are_made_are_names(cluster in "[a-z]([-a-z0-9]{0,48}[a-z0-9])?", uid in "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}") {
@@ -298,6 +407,12 @@ fn the_whole_documents_are_read_with_every_field() {
     assert!(round::<KubernetesRelease>(release()).unwrap());
     let read: TenantCluster = serde_json::from_value(cluster()).unwrap();
     assert_eq!(serde_json::to_value(&read).unwrap(), cluster(), "a field is missing in one of the two");
+    let read: WorkerPool = serde_json::from_value(pool()).unwrap();
+    assert_eq!(serde_json::to_value(&read).unwrap(), pool(), "a field is missing in one of the two");
+    let read: Worker = serde_json::from_value(worker()).unwrap();
+    assert_eq!(serde_json::to_value(&read).unwrap(), worker(), "a field is missing in one of the two");
+    let read: InstanceType = serde_json::from_value(instance_type()).unwrap();
+    assert_eq!(serde_json::to_value(&read).unwrap(), instance_type(), "a field is missing in one of the two");
     let read: KubernetesRelease = serde_json::from_value(release()).unwrap();
     assert_eq!(serde_json::to_value(&read).unwrap(), release(), "a field is missing in one of the two");
 }

@@ -16,6 +16,7 @@ use kaas_lifecycle::endpoint;
 use kaas_lifecycle::object::{Kind, Reference};
 use kaas_lifecycle::observed::{Live, Namespace, Observed};
 use kaas_lifecycle::tenant::{Platform, Tenant};
+use kaas_lifecycle::workers::report::Tally;
 use kube::api::{Api, ListParams};
 use tokio::sync::Semaphore;
 
@@ -120,6 +121,8 @@ pub(crate) async fn observe(
         probe: None,
         addresses: BTreeSet::new(),
         inside: None,
+        // Nothing in this operator makes Workers: there are none that could be left.
+        workers: Some(Tally::default()),
         tenant,
     };
     let mut keyring = Keyring::default();

@@ -5,6 +5,7 @@
 pub mod action;
 pub mod desired;
 pub mod difference;
+pub mod drain;
 pub mod endpoint;
 pub mod etcd;
 pub mod key_material;
@@ -17,3 +18,5 @@ pub mod revision;
 pub mod rollout;
 pub mod tenant;
 pub mod validated;
+mod verdict;
+pub mod workers;

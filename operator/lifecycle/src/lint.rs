@@ -50,6 +50,12 @@ pub enum Invariant {
     Deletion,
     /// Nothing is changed while the spec says so.
     Paused,
+    /// No more workers are made than were asked for, each of a name of its own.
+    Count,
+    /// Workers go by a choice that was stored before, from a list that does not lag.
+    Choice,
+    /// A machine goes after its pods, a node after its machine, and only those of a worker that goes.
+    Drain,
 }
 
 impl fmt::Display for Invariant {
@@ -179,6 +185,8 @@ impl<'a> Lint<'a> {
                     "the TenantCluster is not being deleted",
                 );
                 self.require(gone, Invariant::Finalizer, "the control-plane namespace exists");
+                let alone = self.observed.workers.as_ref().is_some_and(|workers| workers.left == 0);
+                self.require(alone, Invariant::Finalizer, "its workers are not known to be gone");
             }
             Action::Apply { object, precondition } => self.apply(object, precondition),
             Action::Delete { reference, uid, .. } => self.delete(reference, uid),

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::object::{Kind, Reference};
 use crate::tenant::{Platform, Tenant};
+use crate::workers::report::Tally;
 
 /// Everything known about one tenant cluster at one moment.
 #[derive(Clone, Debug)]
@@ -44,6 +45,8 @@ pub struct Observed {
     pub addresses: BTreeSet<IpAddr>,
     /// Objects of ours inside the tenant; `None` when its API was not read.
     pub inside: Option<BTreeMap<Reference, Live>>,
+    /// Its workers; `None` when they were not read.
+    pub workers: Option<Tally>,
 }
 
 /// An object as the API server has it.

@@ -306,7 +306,8 @@ fn plan_deletion(observed: &Observed) -> Plan {
         });
         let claims = claims.map(|(reference, live)| delete(reference.clone(), &live.uid, None));
         plan.waves.push(pods.chain(claims).collect());
-    } else {
+    } else if observed.workers.as_ref().is_some_and(|workers| workers.left == 0) {
+        // Workers of a cluster that is gone would be nobody's.
         last.push(Action::RemoveFinalizer {
             resource_version: metadata.resource_version.clone().unwrap_or_default(),
         });

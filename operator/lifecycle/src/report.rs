@@ -4,12 +4,12 @@
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kaas_crds::condition::{ConditionType, Reason};
 use kaas_crds::name::{self, component};
 use kaas_crds::status::{
     ControlPlaneEndpoint, HISTORY_LIMIT, HistoryEntry, Operation, OperationType, Owner, SecretReference,
-    TenantClusterStatus, Waiting, Workers,
+    TenantClusterStatus, Waiting,
 };
 use kaas_crds::tenant_cluster::EndpointType;
 
@@ -20,6 +20,8 @@ use crate::observed::{Answer, Observed};
 use crate::plan::Plan;
 use crate::rollout::{self, Count};
 use crate::validated::{Problem, data_lost};
+use crate::verdict::{Is, Verdict, conditions};
+use crate::workers::report as workers;
 
 /// Evidence of a request through the endpoint counts for so long, in seconds: two probes and their time-outs.
 const FRESH_SECONDS: i64 = 25;
@@ -39,28 +41,6 @@ pub struct Failure {
     pub message: String,
     /// Whether it passes by itself.
     pub transient: bool,
-}
-
-/// Status of a condition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Is {
-    True,
-    False,
-    Unknown,
-}
-
-/// A condition before it is compared with the last one of its type.
-struct Verdict {
-    kind: ConditionType,
-    is: Is,
-    reason: Reason,
-    message: String,
-}
-
-impl Verdict {
-    fn new(kind: ConditionType, is: Is, reason: Reason, message: impl Into<String>) -> Self {
-        Verdict { kind, is, reason, message: message.into() }
-    }
 }
 
 /// Whether a status is worth a write: it says something new, and not merely that a creation goes on as it should.
@@ -133,9 +113,14 @@ pub fn derive(observed: &Observed, plan: &Plan, failure: Option<&Failure>) -> Te
             .map(|endpoint| ControlPlaneEndpoint { host: endpoint.host, port: i32::from(endpoint.port) }),
         kubeconfig_secret_ref: (observed.kubeconfig.is_some() && !key_material::kubeconfig_foreign(observed))
             .then(|| SecretReference { name: name::kubeconfig_secret(&observed.tenant.name) }),
-        workers: Workers::default(),
+        workers: workers::counted(observed.workers.as_ref(), &before.workers),
         summary: summary(&verdicts, operation.as_ref(), observed, plan),
-        conditions: conditions(observed, &before.conditions, verdicts),
+        conditions: conditions(
+            observed.now,
+            observed.cluster.metadata.generation,
+            &before.conditions,
+            verdicts,
+        ),
         operation,
         pending: plan.pending.clone(),
         history,
@@ -161,14 +146,14 @@ fn finished(operation: &Operation, version: Option<&str>, now: Timestamp) -> His
 }
 
 fn verdicts(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created: bool) -> Vec<Verdict> {
-    use ConditionType::{AddonsReady, WorkersReady};
+    use ConditionType::AddonsReady;
     let mut verdicts = vec![
         ready(observed, plan, created),
         available(observed, created),
         etcd_healthy(observed, created),
         certificates(observed),
         up_to_date(observed, plan),
-        Verdict::new(WorkersReady, Is::True, Reason::NoWorkers, "there are no workers"),
+        workers::workers_ready(observed.workers.as_ref()),
         Verdict::new(AddonsReady, Is::True, Reason::NoAddons, "there are no addons"),
     ];
     verdicts.extend(kstatus(observed, plan, failure, created));
@@ -369,14 +354,20 @@ fn kstatus(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created:
     [reconciling, stalled]
 }
 
-/// What keeps the namespace, once it has taken longer than the pods' grace periods and the namespace controller's
+/// What keeps the namespace, or the workers, once it has taken longer than the pods' grace periods and the namespace controller's
 /// rounds explain.
 fn blocked_deletion(observed: &Observed) -> Option<String> {
     let since = observed.cluster.metadata.deletion_timestamp.as_ref()?;
     if observed.now.duration_since(since.0).as_secs() < PATIENCE_SECONDS {
         return None;
     }
-    let namespace = observed.own_namespace()?;
+    let Some(namespace) = observed.own_namespace() else {
+        let left = observed.workers.as_ref().map(|workers| workers.left).filter(|left| *left > 0)?;
+        return Some(format!(
+            "{left} workers of this cluster are left; kubectl get workers in namespace {} says what keeps each of them",
+            observed.tenant.namespace
+        ));
+    };
     let pods = observed.pods.iter().map(|pod| format!("Pod {} is still there", pod.name));
     let causes: Vec<String> = namespace.remaining.iter().cloned().chain(pods).collect();
     let causes =
@@ -461,7 +452,11 @@ fn roll_step(observed: &Observed) -> String {
 
 fn deletion_step(observed: &Observed) -> String {
     match observed.own_namespace() {
-        None => "removing the finalizer".into(),
+        None => match observed.workers.as_ref().map(|workers| workers.left) {
+            Some(0) => "removing the finalizer".into(),
+            Some(left) => format!("waiting for {left} workers"),
+            None => "waiting for a look at its workers".into(),
+        },
         Some(namespace) if !observed.pods.is_empty() => {
             format!("waiting for {} pods in namespace {}", observed.pods.len(), namespace.name)
         }
@@ -510,29 +505,4 @@ fn summary(verdicts: &[Verdict], operation: Option<&Operation>, observed: &Obser
         }
     };
     text.chars().take(1000).collect()
-}
-
-/// Keeps the time of the last transition where the status did not change.
-fn conditions(observed: &Observed, before: &[Condition], verdicts: Vec<Verdict>) -> Vec<Condition> {
-    verdicts
-        .into_iter()
-        .map(|verdict| {
-            let status = match verdict.is {
-                Is::True => "True",
-                Is::False => "False",
-                Is::Unknown => "Unknown",
-            };
-            let kind = verdict.kind.to_string();
-            let last = before.iter().find(|condition| condition.type_ == kind && condition.status == status);
-            Condition {
-                last_transition_time: last
-                    .map_or(Time(observed.now), |condition| condition.last_transition_time.clone()),
-                message: verdict.message.chars().take(2000).collect(),
-                observed_generation: observed.cluster.metadata.generation,
-                reason: verdict.reason.as_str().to_owned(),
-                status: status.to_owned(),
-                type_: kind,
-            }
-        })
-        .collect()
 }

@@ -6,7 +6,8 @@
 use serde_json::{Map, Value};
 
 /// Keywords without influence on size, and those that are checked below.
-const KNOWN: [&str; 20] = [
+const KNOWN: [&str; 22] = [
+    "additionalProperties",
     "default",
     "description",
     "enum",
@@ -14,6 +15,7 @@ const KNOWN: [&str; 20] = [
     "items",
     "maxItems",
     "maxLength",
+    "maxProperties",
     "maximum",
     "minItems",
     "minLength",
@@ -51,6 +53,13 @@ fn walk(schema: &Value, path: &str, found: &mut Vec<String>) {
             for (name, property) in properties(schema) {
                 let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
                 walk(property, &path, found);
+            }
+            // A map: keys are bounded by a rule on it, which the API server prices.
+            if let Some(values) = schema.get("additionalProperties") {
+                if !schema.contains_key("maxProperties") {
+                    found.push(format!("{path}: map without maxProperties"));
+                }
+                walk(values, &format!("{path}{{}}"), found);
             }
         }
         Some("array") => {
@@ -118,6 +127,7 @@ mod tests {
                 "number": { "type": "integer", "format": "int32" },
                 "observedGeneration": { "type": "integer", "format": "int64" },
                 "flag": { "type": "boolean" },
+                "map": { "type": "object", "maxProperties": 2, "additionalProperties": { "type": "string", "maxLength": 3 } },
             } },
         } });
         let mut problems = problems(&schema);
@@ -128,7 +138,8 @@ mod tests {
                 "bad.free: unknown keyword x-kubernetes-preserve-unknown-fields",
                 "bad.list: list without maxItems",
                 "bad.list[]: string without maxLength, enum or format date-time",
-                "bad.map: unknown keyword additionalProperties",
+                "bad.map: map without maxProperties",
+                "bad.map{}: string without maxLength, enum or format date-time",
                 "bad.text: string without maxLength, enum or format date-time",
                 "bad.unsigned: integer that is not int32",
                 "bad.untyped: type missing",

@@ -6,7 +6,7 @@
 //! - Whole numbers are written as such (`5`, not `5.0`).
 //! - Helm keeps the CRD, and with it every cluster, when the chart is uninstalled.
 
-use kaas_crds::{KubernetesRelease, TenantCluster};
+use kaas_crds::{InstanceType, KubernetesRelease, TenantCluster, Worker, WorkerPool};
 use kube::CustomResourceExt;
 use serde_json::{Map, Value, json};
 
@@ -42,7 +42,14 @@ impl Crd {
 
 /// Every CRD, bounded.
 pub(crate) fn all() -> Result<Vec<Crd>, Error> {
-    [TenantCluster::crd(), KubernetesRelease::crd()]
+    let definitions = [
+        TenantCluster::crd(),
+        WorkerPool::crd(),
+        Worker::crd(),
+        InstanceType::crd(),
+        KubernetesRelease::crd(),
+    ];
+    definitions
         .iter()
         .map(|definition| {
             let document = serde_json::to_value(definition)

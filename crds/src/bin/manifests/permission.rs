@@ -32,8 +32,19 @@ fn operator_cluster_role() -> ClusterRole {
         vec![
             // Patch: the finalizer, by server-side apply.
             rule(name::GROUP, &["tenantclusters"], &["get", "list", "watch", "patch"]),
-            rule(name::GROUP, &["kubernetesreleases"], &READ),
-            rule(name::GROUP, &["tenantclusters/status", "kubernetesreleases/status"], &["update"]),
+            rule(name::GROUP, &["workerpools"], &["get", "list", "watch", "patch"]),
+            rule(name::GROUP, &["workers"], &WRITE),
+            rule(name::GROUP, &["instancetypes", "kubernetesreleases"], &READ),
+            rule(
+                name::GROUP,
+                &[
+                    "kubernetesreleases/status",
+                    "tenantclusters/status",
+                    "workerpools/status",
+                    "workers/status",
+                ],
+                &["update"],
+            ),
             rule("", &["configmaps", "namespaces", "persistentvolumeclaims", "secrets", "services"], &WRITE),
             rule("apps", &["controllerrevisions", "deployments", "statefulsets"], &WRITE),
             rule("networking.k8s.io", &["networkpolicies"], &WRITE),
@@ -59,18 +70,27 @@ fn operator_role() -> Role {
 
 /// Read access for whoever has `view` in a namespace.
 fn tenant_view() -> ClusterRole {
-    cluster_role("kaas-tenant-view", &["view"], vec![rule(name::GROUP, &["tenantclusters"], &READ)])
+    let read = rule(name::GROUP, &["tenantclusters", "workerpools", "workers"], &READ);
+    let scale = rule(name::GROUP, &["workerpools/scale"], &["get"]);
+    cluster_role("kaas-tenant-view", &["view"], vec![read, scale])
 }
 
-/// Write access for whoever has `edit` or `admin` in a namespace.
+/// Write access for whoever has `edit` or `admin` in a namespace. Workers are the operator's: who could write them could
+/// name machines that are not his.
 fn tenant_edit() -> ClusterRole {
     let write = ["create", "delete", "deletecollection", "patch", "update"];
-    cluster_role("kaas-tenant-edit", &["edit", "admin"], vec![rule(name::GROUP, &["tenantclusters"], &write)])
+    let objects = rule(name::GROUP, &["tenantclusters", "workerpools"], &write);
+    let scale = rule(name::GROUP, &["workerpools/scale"], &["patch", "update"]);
+    cluster_role("kaas-tenant-edit", &["edit", "admin"], vec![objects, scale])
 }
 
 /// The catalogue, for whoever has `view` cluster-wide; the chart binds it to more groups.
 fn catalogue_view() -> ClusterRole {
-    cluster_role("kaas-catalogue-view", &["view"], vec![rule(name::GROUP, &["kubernetesreleases"], &READ)])
+    cluster_role(
+        "kaas-catalogue-view",
+        &["view"],
+        vec![rule(name::GROUP, &["instancetypes", "kubernetesreleases"], &READ)],
+    )
 }
 
 fn cluster_role(name: &str, aggregate_to: &[&str], rules: Vec<PolicyRule>) -> ClusterRole {
@@ -140,11 +160,11 @@ mod tests {
     }
 
     #[test]
-    fn tenants_write_no_status_and_no_catalogue() {
-        for rules in [tenant_view().rules, tenant_edit().rules] {
-            for (resource, _) in permissions(rules) {
-                assert_eq!(resource, "kaas.dev/tenantclusters");
-            }
+    fn tenants_write_no_status_no_worker_and_no_catalogue() {
+        let written = ["kaas.dev/tenantclusters", "kaas.dev/workerpools", "kaas.dev/workerpools/scale"];
+        for (resource, verb) in [tenant_view().rules, tenant_edit().rules].into_iter().flat_map(permissions) {
+            let read = resource == "kaas.dev/workers" && READ.contains(&verb.as_str());
+            assert!(read || written.contains(&resource.as_str()), "{verb} {resource}");
         }
         assert!(permissions(catalogue_view().rules).iter().all(|(_, verb)| READ.contains(&verb.as_str())));
     }

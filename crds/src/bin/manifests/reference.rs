@@ -121,9 +121,11 @@ impl Row<'_> {
 
     fn kind(&self) -> String {
         let kind = type_of(self.schema);
-        match self.schema.get("items").and_then(Value::as_object) {
-            Some(items) => format!("list of {}", type_of(items)),
-            None => kind.to_owned(),
+        let inner = |key: &str| self.schema.get(key).and_then(Value::as_object);
+        match (inner("items"), inner("additionalProperties")) {
+            (Some(items), _) => format!("list of {}", type_of(items)),
+            (None, Some(values)) => format!("map to {}", type_of(values)),
+            (None, None) => kind.to_owned(),
         }
     }
 
@@ -137,8 +139,10 @@ impl Row<'_> {
 
     fn limits(&self) -> String {
         let mut limits = limits_of(self.schema);
-        if let Some(items) = self.schema.get("items").and_then(Value::as_object) {
-            limits.extend(limits_of(items).into_iter().map(|limit| format!("each {limit}")));
+        for inner in ["items", "additionalProperties"] {
+            if let Some(inner) = self.schema.get(inner).and_then(Value::as_object) {
+                limits.extend(limits_of(inner).into_iter().map(|limit| format!("each {limit}")));
+            }
         }
         limits.join("; ")
     }
@@ -167,6 +171,7 @@ fn limits_of(schema: &Map<String, Value>) -> Vec<String> {
     range(schema, "minimum", "maximum", "", &mut limits);
     range(schema, "minLength", "maxLength", " characters", &mut limits);
     range(schema, "minItems", "maxItems", " items", &mut limits);
+    range(schema, "minProperties", "maxProperties", " keys", &mut limits);
     if let Some(pattern) = schema.get("pattern").and_then(Value::as_str) {
         limits.push(format!("matches {}", code(pattern)));
     }
@@ -232,6 +237,7 @@ fn spoken(expression: &str) -> String {
 fn placeholder(value: &str) -> String {
     match value.trim().trim_matches('+').trim() {
         "" => String::new(),
+        filter if filter.starts_with("self.filter(key, ") => "<key>".into(),
         "self" => "<value>".into(),
         "oldSelf" => "<old value>".into(),
         name => format!("<{}>", name.trim_start_matches("self.").replace("oldSelf.", "old ")),

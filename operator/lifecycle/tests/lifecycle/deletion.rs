@@ -1,5 +1,10 @@
 //! Deletion always ends and leaves nothing.
 
+use jiff::SignedDuration;
+use kaas_lifecycle::observed::Observed;
+use kaas_lifecycle::plan::plan;
+use kaas_lifecycle::workers::report::Tally;
+
 use crate::world::World;
 
 #[test]
@@ -41,6 +46,29 @@ fn deletion_ends_from_every_write_of_a_creation() {
             break;
         }
     }
+}
+
+#[test]
+fn it_waits_for_its_workers_and_says_so() {
+    let mut world = World::demo();
+    world.settle();
+    world.workers = Tally { desired: 2, ready: 2, left: 2, trouble: None };
+    world.reconcile();
+    assert_eq!(world.condition("WorkersReady"), ("True".into(), "AllReady".into()));
+    assert_eq!(world.cluster.status.as_ref().unwrap().workers.summary, "2/2");
+    world.delete();
+    world.settle();
+    assert!(!world.gone && world.namespaces.is_empty());
+    assert_eq!(world.summary(), "Deleting: waiting for 2 workers");
+    world.now += SignedDuration::from_mins(3);
+    world.reconcile();
+    assert_eq!(world.condition("Stalled"), ("True".into(), "DeletionBlocked".into()));
+    // What was not read is not gone.
+    let observed = Observed { workers: None, ..world.observe() };
+    assert!(plan(&observed).is_empty());
+    world.workers = Tally::default();
+    world.settle();
+    assert!(world.gone);
 }
 
 #[test]

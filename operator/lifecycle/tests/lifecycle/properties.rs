@@ -86,7 +86,7 @@ proptest! {
 
     #[test]
     fn a_report_fits_the_schema_and_says_the_same_twice((spec, steps, facts) in found(), failure in failure()) {
-        reported(&seen(&on_its_way(spec, steps), &facts), failure.as_ref(), &Schema::of("status"))?;
+        reported(&seen(&on_its_way(spec, steps), &facts), failure.as_ref(), &Schema::of("tenantclusters", "status"))?;
     }
 }
 
@@ -211,7 +211,7 @@ proptest! {
 
     #[test]
     fn the_generated_specs_are_as_the_schema_says(spec in accepted()) {
-        let violations = Schema::of("spec").violations(&spec);
+        let violations = Schema::of("tenantclusters", "spec").violations(&spec);
         prop_assert!(violations.is_empty(), "{violations:#?}");
         prop_assert!(parsed(&spec).is_some());
     }
@@ -225,7 +225,7 @@ proptest! {
         let observed = world.observe();
         // It may be refused.
         let _ = lint::check(&observed, &plan(&observed));
-        reported(&observed, failure.as_ref(), &Schema::of("status"))?;
+        reported(&observed, failure.as_ref(), &Schema::of("tenantclusters", "status"))?;
     }
 
     /// A tenant may write status if the platform lets it, and a catalogue is somebody's text.

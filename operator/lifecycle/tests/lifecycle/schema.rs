@@ -3,13 +3,14 @@
 
 use serde_json::Value;
 
-/// The schema of a field of the TenantCluster.
+/// The schema of a field of a kind.
 pub(crate) struct Schema(Value);
 
 impl Schema {
-    pub(crate) fn of(field: &str) -> Schema {
-        let path =
-            concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/kaas-crds/templates/tenantclusters.yaml");
+    /// The kind by its plural name.
+    pub(crate) fn of(plural: &str, field: &str) -> Schema {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/kaas-crds/templates");
+        let path = format!("{folder}/{plural}.yaml");
         #[expect(clippy::disallowed_methods, reason = "the rendered CRD is a file")]
         let text = std::fs::read_to_string(path).unwrap();
         let crd: Value = serde_yaml::from_str(&text).unwrap();

@@ -17,6 +17,7 @@ use kaas_lifecycle::observed::{
 use kaas_lifecycle::plan::{Plan, plan};
 use kaas_lifecycle::report;
 use kaas_lifecycle::tenant::{Platform, Tenant};
+use kaas_lifecycle::workers::report::Tally;
 use serde_json::{Value, json};
 
 mod admission;
@@ -46,6 +47,7 @@ pub(crate) struct World {
     /// Whether the API answers through the endpoint when its pods are ready.
     pub(crate) reachable: bool,
     pub(crate) inside: BTreeMap<Reference, Arc<Live>>,
+    pub(crate) workers: Tally,
     /// Writes so far.
     pub(crate) writes: u64,
     /// Status writes so far.
@@ -129,6 +131,7 @@ impl World {
             members: Vec::new(),
             reachable: true,
             inside: BTreeMap::new(),
+            workers: Tally::default(),
             writes: 0,
             status_writes: 0,
             data: BTreeMap::new(),
@@ -191,6 +194,7 @@ impl World {
             probe: home.then(|| self.probe()).flatten(),
             addresses: BTreeSet::from(["10.77.0.1".parse().unwrap()]),
             inside: self.serving().then(|| unshared(&self.inside)),
+            workers: Some(self.workers.clone()),
         }
     }
 
