@@ -48,6 +48,7 @@ impl World {
                     kube_scheduler: "registry.k8s.io/kube-scheduler:v1.37.1".into(),
                 },
                 etcd: EtcdRelease { version: "3.7.3".into(), image: "registry.k8s.io/etcd:3.7.3-0".into() },
+                addons: None,
             },
             platform: Platform { operator_namespace: "kaas-system".into(), ..Platform::default() },
             existing: false,
