@@ -22,6 +22,10 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.metadata.name == self.spec.version").message(Message::Expression(
         "\"metadata.name: '\" + self.metadata.name + \"' must equal spec.version '\" + self.spec.version + \"'\"".into()
     )),
+    // Judged here, not on the field: a rule on what is removed is not asked.
+    validation = Rule::new("!has(oldSelf.spec.addons) || has(self.spec.addons)").message(
+        "spec.addons: what a release says never changes; add another KubernetesRelease"
+    ),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct KubernetesReleaseSpec {
@@ -40,6 +44,11 @@ pub struct KubernetesReleaseSpec {
     /// The etcd that new clusters of this version get.
     #[x_kube(validation = Rule::new("self == oldSelf").message("spec.etcd: what a release says never changes; add another KubernetesRelease"))]
     pub etcd: EtcdRelease,
+
+    /// Images of workers and of what runs on them. Without them the release has no workers; they may be added later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.addons: what a release says never changes; add another KubernetesRelease"))]
+    pub addons: Option<AddonImages>,
 }
 
 /// Images of the control plane.
@@ -55,6 +64,37 @@ pub struct Images {
     /// For example `registry.k8s.io/kube-scheduler:v1.37.1`.
     #[schemars(length(min = 1, max = 512))]
     pub kube_scheduler: String,
+}
+
+/// Images of workers and of what runs on them, with registry and tag.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddonImages {
+    /// For example `registry.k8s.io/kube-proxy:v1.37.1`.
+    #[schemars(length(min = 1, max = 512))]
+    pub kube_proxy: String,
+    /// For example `registry.k8s.io/coredns/coredns:v1.15.0`.
+    #[serde(rename = "coreDNS")]
+    #[schemars(length(min = 1, max = 512))]
+    pub core_dns: String,
+    /// For example `ghcr.io/flannel-io/flannel:v0.28.4`.
+    #[schemars(length(min = 1, max = 512))]
+    pub flannel: String,
+    /// The end of the tunnel beside each API server, for example `registry.k8s.io/kas-network-proxy/proxy-server:v0.36.0`.
+    #[schemars(length(min = 1, max = 512))]
+    pub konnectivity_server: String,
+    /// The end of the tunnel on each worker, for example `registry.k8s.io/kas-network-proxy/proxy-agent:v0.36.0`.
+    #[schemars(length(min = 1, max = 512))]
+    pub konnectivity_agent: String,
+    /// For example `registry.k8s.io/metrics-server/metrics-server:v0.9.0`.
+    #[schemars(length(min = 1, max = 512))]
+    pub metrics_server: String,
+    /// What holds the namespaces of a pod, for example `registry.k8s.io/pause:3.10.2`.
+    #[schemars(length(min = 1, max = 512))]
+    pub pause: String,
+    /// A worker that is a pod, for example `ghcr.io/kaas-dev/kaas-worker:v1.37.1`.
+    #[schemars(length(min = 1, max = 512))]
+    pub worker: String,
 }
 
 /// An etcd version.

@@ -4,6 +4,7 @@
 
 #![allow(unreachable_pub, reason = "the KubeSchema derive repeats each type in a private scope")]
 
+pub mod addons;
 pub mod condition;
 pub mod cpu;
 pub mod instance_type;

@@ -44,6 +44,9 @@ pub const ADOPT_ANNOTATION: &str = "kaas.dev/adopt-by-uid";
 
 /// Group of the admin kubeconfig's user, bound by RBAC inside the tenant cluster.
 pub const ADMIN_GROUP: &str = "kaas:cluster-admins";
+/// Group that the bootstrap tokens of workers give. It may ask for certificates and read what `kubeadm join` reads;
+/// nothing approves what it asks for but the operator.
+pub const BOOTSTRAP_GROUP: &str = "system:bootstrappers:kaas";
 /// Key of the kubeconfig in its Secret.
 pub const KUBECONFIG_KEY: &str = "value";
 
@@ -53,6 +56,8 @@ pub mod component {
     pub const ETCD: &str = "etcd";
     /// API servers, and their Service.
     pub const KUBE_APISERVER: &str = "kube-apiserver";
+    /// The tunnel's end beside each API server, in its pod.
+    pub const KONNECTIVITY_SERVER: &str = "konnectivity-server";
     /// controller-manager and scheduler, which share a pod.
     pub const KUBE_CONTROLLERS: &str = "kube-controllers";
 }

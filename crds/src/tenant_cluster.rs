@@ -7,6 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::addons::Addons;
 use crate::quantity::Quantity;
 use crate::status::TenantClusterStatus;
 
@@ -58,6 +59,10 @@ pub struct TenantClusterSpec {
     /// Networks of the cluster. They can never change.
     #[serde(default)]
     pub network: Network,
+
+    /// Parts of the cluster that run on its workers.
+    #[serde(default)]
+    pub addons: Addons,
 
     /// While true nothing of this cluster is changed; status is still kept up to date. Deletion is not held up.
     #[serde(default)]

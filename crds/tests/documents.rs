@@ -43,6 +43,10 @@ fn cluster() -> Value {
             "controlPlane": {"replicas": 2, "endpoint": {"type": "NodePort", "nodePort": {"port": 30443}}},
             "etcd": {"replicas": 3, "storage": {"persistent": {"size": "8Gi", "storageClassName": "fast"}, "ephemeral": {}}},
             "network": {"podCIDR": "100.96.0.0/16", "serviceCIDR": "100.64.0.0/16", "domain": "cluster.local"},
+            "addons": {
+                "kubeProxy": {"enabled": false}, "coreDNS": {"enabled": true}, "cni": {"flannel": {}, "none": {}},
+                "metricsServer": {"enabled": true},
+            },
             "paused": false,
             "acceptRevision": "7eca6913821b29ca",
         },
@@ -80,6 +84,16 @@ fn release() -> Value {
                 "kubeScheduler": "registry.k8s.io/kube-scheduler:v1.37.1",
             },
             "etcd": {"version": "3.7.3", "image": "registry.k8s.io/etcd:3.7.3-0"},
+            "addons": {
+                "kubeProxy": "registry.k8s.io/kube-proxy:v1.37.1",
+                "coreDNS": "registry.k8s.io/coredns/coredns:v1.15.0",
+                "flannel": "ghcr.io/flannel-io/flannel:v0.28.4",
+                "konnectivityServer": "registry.k8s.io/kas-network-proxy/proxy-server:v0.36.0",
+                "konnectivityAgent": "registry.k8s.io/kas-network-proxy/proxy-agent:v0.36.0",
+                "metricsServer": "registry.k8s.io/metrics-server/metrics-server:v0.9.0",
+                "pause": "registry.k8s.io/pause:3.10.2",
+                "worker": "ghcr.io/kaas-dev/kaas-worker:v1.37.1",
+            },
         },
         "status": {"usedBy": ["team-a/blue"], "users": 1, "summary": "1: team-a/blue"},
     })

@@ -102,6 +102,15 @@ fn bad_specs() -> Vec<(Value, &'static [&'static str])> {
         (domain(""), &["spec.network.domain", "''", "cluster.local"]),
         (domain("a..b"), &["spec.network.domain", "'a..b'", "cluster.local"]),
         (domain(&"a".repeat(64)), &["spec.network.domain", "63"]),
+        (with("addons", json!({"cni": {}})), &["spec.addons.cni", "exactly one of flannel and none"]),
+        (
+            with("addons", json!({"cni": {"flannel": {}, "none": {}}})),
+            &["spec.addons.cni", "exactly one of flannel and none"],
+        ),
+        (
+            with("addons", json!({"kubeProxy": {"enabled": "no"}})),
+            &["spec.addons.kubeProxy.enabled", "boolean"],
+        ),
     ]
 }
 
@@ -119,6 +128,8 @@ fn good_specs() -> Vec<Value> {
         json!({"version": "v1.37.1", "network": {"podCIDR": "10.0.0.0/8", "serviceCIDR": "172.16.0.0/12"}}),
         json!({"version": "v1.37.1", "network": {"podCIDR": "10.0.0.0/24", "serviceCIDR": "10.0.1.0/24", "domain": "a"}}),
         json!({"version": "v1.37.1", "paused": true, "acceptRevision": "abc"}),
+        json!({"version": "v1.37.1", "addons": {"kubeProxy": {"enabled": false}, "cni": {"none": {}}}}),
+        json!({"version": "v1.37.1", "addons": {"coreDNS": {}, "cni": {"flannel": {}, "none": null}}}),
     ]
 }
 
@@ -162,6 +173,10 @@ fn refused_changes() -> Vec<(Value, &'static [&'static str])> {
             json!({"network": {"domain": "x.y"}}),
             &["spec.network.domain", "can never change", "cluster.local"],
         ),
+        (
+            json!({"addons": {"cni": {"flannel": null, "none": {}}}}),
+            &["spec.addons.cni", "cannot be changed", "flannel", "create a second TenantCluster"],
+        ),
         (json!({"version": null}), &["spec.version", "Required value"]),
     ]
 }
@@ -173,6 +188,7 @@ fn accepted_changes() -> Vec<Value> {
         json!({"etcd": {"replicas": 3}}),
         json!({"paused": true}),
         json!({"acceptRevision": "abc"}),
+        json!({"addons": {"kubeProxy": {"enabled": false}, "metricsServer": {"enabled": false}}}),
         // Falls back to the defaults, which are what it has.
         json!({"network": null}),
         json!({}),
@@ -330,9 +346,19 @@ impl Judge {
             answer,
             &["metadata.name", "'v1.37.2'", "spec.version 'v1.37.1'"],
         );
+        let mut bare = spec.clone();
+        bare.as_object_mut().unwrap().remove("addons");
+        let answer = apply("v1.37.1", bare.clone()).await;
+        self.expect_success("a release without images for workers", answer);
         let answer = apply("v1.37.1", spec.clone()).await;
-        self.expect_success("the chart's release", answer);
-        for (pointer, field) in [("/etcd/version", "spec.etcd"), ("/images/kubeScheduler", "spec.images")] {
+        self.expect_success("the chart's release, which adds them", answer);
+        let answer = apply("v1.37.1", bare).await;
+        self.expect_refusal("what was added taken away", answer, &["spec.addons", "never changes"]);
+        for (pointer, field) in [
+            ("/etcd/version", "spec.etcd"),
+            ("/images/kubeScheduler", "spec.images"),
+            ("/addons/kubeProxy", "spec.addons"),
+        ] {
             let mut changed = spec.clone();
             *changed.pointer_mut(pointer).unwrap() = json!("something-else");
             let answer = apply("v1.37.1", changed).await;

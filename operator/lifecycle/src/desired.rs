@@ -9,6 +9,7 @@
 //! only the list of etcd members is, in the API servers' flags, and whether a member was ever one of several. And no
 //! template has a checksum of a Secret or ConfigMap, so that renewal restarts nothing.
 
+mod addons;
 mod apiserver;
 mod controllers;
 mod etcd;
@@ -18,6 +19,7 @@ mod policy;
 pub mod reach;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 
 use std::collections::BTreeMap;
 
@@ -25,11 +27,16 @@ use kaas_crds::name::{COMPONENT_LABEL, MANAGED_BY, MANAGED_BY_LABEL};
 use kaas_crds::{KubernetesReleaseSpec, TenantClusterSpec};
 use serde_json::{Value, json};
 
+pub use self::addons::{
+    AGENT_AUDIENCE, AGENT_PORT, AGENT_SERVICE_ACCOUNT, Facts, Machine, SERVER_USER, Settings,
+    addon_references, addons, dns_address, kubelet_configuration, ours, unwanted_addons,
+};
 pub(crate) use self::etcd::etcd_lone_host;
 pub use self::etcd::{
     EtcdBootstrap, EtcdIdentity, SEVERAL_ELECTION_TIMEOUT, etcd_client_url, etcd_member_name, etcd_peer_url,
 };
-pub use self::inside::tenant_objects;
+pub use self::inside::{tenant_objects, tenant_references};
+pub(crate) use self::tunnel::{CLIENT, SERVER, SERVER_NAME, TUNNEL_PORT_NAME};
 use crate::object::{Kind, Object, Reference};
 use crate::tenant::{Platform, Tenant};
 
@@ -94,7 +101,7 @@ pub fn surroundings(
         etcd::lone_service(inputs),
         apiserver::service(inputs),
         etcd::bootstrap(inputs, bootstrap),
-        apiserver::authentication(inputs),
+        apiserver::configuration(inputs),
     ];
     objects.extend(identity.map(|identity| etcd::identity(inputs, identity)));
     objects.extend(policy::policies(inputs));

@@ -11,10 +11,15 @@ use kaas_crds::name::APPLIED_HASH_ANNOTATION;
 
 /// The first sixteen hexadecimal digits of the SHA-256 of the value's canonical form (sorted keys, no spaces).
 pub fn digest(value: &Value) -> String {
+    let hash = Sha256::digest(canonical(value).as_bytes());
+    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The value as JSON in its canonical form: sorted keys, no spaces.
+pub(crate) fn canonical(value: &Value) -> String {
     let mut text = String::new();
     write_canonical(value, &mut text);
-    let hash = Sha256::digest(text.as_bytes());
-    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    text
 }
 
 /// Sorts keys itself: whether serde_json's own map is sorted depends on features that any crate of a build may turn on.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use kaas_crds::name::component;
 use kaas_crds::tenant_cluster::EndpointType;
 
+use crate::desired::{AGENT_PORT, TUNNEL_PORT_NAME};
 use crate::object::Kind;
 use crate::observed::Observed;
 
@@ -41,6 +42,20 @@ pub fn endpoint(observed: &Observed) -> Option<Endpoint> {
         EndpointType::ClusterIP | EndpointType::LoadBalancer => PORT,
     };
     Some(Endpoint { host, port })
+}
+
+/// Where the tunnel's agents are let in, at the same host; once it is known.
+pub fn tunnel_port(observed: &Observed) -> Option<u16> {
+    match observed.cluster.spec.control_plane.endpoint.kind {
+        EndpointType::NodePort => {
+            let service = observed.live(Kind::Service, component::KUBE_APISERVER)?;
+            let ports = service.get("/spec/ports")?.as_array()?;
+            let port =
+                ports.iter().find(|port| port.get("name").is_some_and(|name| name == TUNNEL_PORT_NAME))?;
+            u16::try_from(port.get("nodePort")?.as_u64()?).ok().filter(|port| *port != 0)
+        }
+        EndpointType::ClusterIP | EndpointType::LoadBalancer => Some(AGENT_PORT),
+    }
 }
 
 /// The host alone: certificates name it, and it is often known before the port.

@@ -167,6 +167,20 @@ fn leaves(observed: &Observed) -> Vec<Leaves> {
     let kind = observed.cluster.spec.control_plane.endpoint.kind;
     let host = endpoint::host(observed);
     if host.is_some() || kind == EndpointType::LoadBalancer {
+        let release = observed.catalogue.get(&observed.cluster.spec.version);
+        // One that was made is renewed whatever becomes of the catalogue.
+        if release.is_some_and(|release| release.addons.is_some())
+            || observed.secrets.contains_key(component::KONNECTIVITY_SERVER)
+        {
+            secrets.push((
+                component::KONNECTIVITY_SERVER,
+                tunnel_certificates(host.as_deref()),
+                vec![(
+                    format!("{}.kubeconfig", desired::CLIENT),
+                    kubeconfig_of_files(&namespace, desired::CLIENT),
+                )],
+            ));
+        }
         secrets.push((component::KUBE_APISERVER, apiserver_certificates(observed, &namespace, host), vec![]));
     }
     secrets
@@ -232,6 +246,26 @@ fn apiserver_certificates(
         client("etcd-client", Authority::Etcd, "kube-apiserver", None),
         client("front-proxy-client", Authority::FrontProxy, "front-proxy-client", None),
     ]
+}
+
+/// The tunnel's server reads its certificate when it starts, so that it has a name that never changes; what is known of
+/// the endpoint is named too, for agents that can call it by nothing else.
+fn tunnel_certificates(host: Option<&str>) -> Vec<CertificateRequest> {
+    let mut server = CertificateRequest {
+        name: desired::SERVER.into(),
+        authority: Authority::Cluster,
+        common_name: desired::SERVER_NAME.into(),
+        organizations: vec![],
+        dns_names: vec![desired::SERVER_NAME.to_owned()],
+        ip_addresses: vec![],
+        usage: Usage::Server,
+    };
+    match host.map(|host| host.parse::<IpAddr>().map_err(|_| host.to_owned())) {
+        Some(Ok(address)) => server.ip_addresses.push(address),
+        Some(Err(host)) => server.dns_names.push(host),
+        None => {}
+    }
+    vec![server, client(desired::CLIENT, Authority::Cluster, desired::SERVER_USER, None)]
 }
 
 fn client(

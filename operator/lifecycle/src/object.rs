@@ -36,6 +36,18 @@ pub enum Kind {
     PodDisruptionBudget,
     /// rbac.authorization.k8s.io/v1 ClusterRoleBinding.
     ClusterRoleBinding,
+    /// rbac.authorization.k8s.io/v1 ClusterRole.
+    ClusterRole,
+    /// rbac.authorization.k8s.io/v1 Role.
+    Role,
+    /// rbac.authorization.k8s.io/v1 RoleBinding.
+    RoleBinding,
+    /// v1 ServiceAccount.
+    ServiceAccount,
+    /// apps/v1 DaemonSet.
+    DaemonSet,
+    /// apiregistration.k8s.io/v1 APIService.
+    APIService,
 }
 
 impl Kind {
@@ -56,6 +68,12 @@ impl Kind {
             Kind::NetworkPolicy => ("networking.k8s.io", "v1", "networkpolicies"),
             Kind::PodDisruptionBudget => ("policy", "v1", "poddisruptionbudgets"),
             Kind::ClusterRoleBinding => ("rbac.authorization.k8s.io", "v1", "clusterrolebindings"),
+            Kind::ClusterRole => ("rbac.authorization.k8s.io", "v1", "clusterroles"),
+            Kind::Role => ("rbac.authorization.k8s.io", "v1", "roles"),
+            Kind::RoleBinding => ("rbac.authorization.k8s.io", "v1", "rolebindings"),
+            Kind::ServiceAccount => ("", "v1", "serviceaccounts"),
+            Kind::DaemonSet => ("apps", "v1", "daemonsets"),
+            Kind::APIService => ("apiregistration.k8s.io", "v1", "apiservices"),
         }
     }
 

@@ -236,11 +236,7 @@ fn inside(observed: &Observed, inputs: Option<&Inputs<'_>>) -> Vec<Action> {
 
 /// The objects inside the tenant that are ours to keep.
 pub fn inside_references() -> Vec<Reference> {
-    vec![
-        Reference::cluster(Kind::ClusterRoleBinding, name::ADMIN_GROUP),
-        Reference::namespaced(Kind::EndpointSlice, "default", "kubernetes"),
-        Reference::namespaced(Kind::Endpoints, "default", "kubernetes"),
-    ]
+    desired::tenant_references().to_vec()
 }
 
 /// What was ours and is no longer wanted: a budget after scaling down, old revisions.

@@ -3,10 +3,11 @@
 
 use kaas_crds::name::component::KUBE_APISERVER;
 use kaas_crds::tenant_cluster::EndpointType;
-use serde_json::json;
+use serde_json::{Map, json};
 
 use super::etcd::{budget_spec, servers};
 use super::pod::{Container, Pod, Probes, Resources, field_variable, key_file, key_mount, key_volume};
+use super::tunnel::{self, Tunnel};
 use super::{FRONT_PROXY_CLIENT, Inputs, selector};
 use crate::endpoint::PORT;
 use crate::key_material::AUTHORITY_SECRET;
@@ -26,11 +27,14 @@ const GRACE_SECONDS: u32 = SHUTDOWN_DELAY_SECONDS + REQUEST_TIMEOUT_SECONDS + 5;
 const CONFIGURATION: &str = "kube-apiserver";
 const CONFIGURATION_DIRECTORY: &str = "/etc/kubernetes/config";
 const AUTHENTICATION_FILE: &str = "authentication.yaml";
+const EGRESS_FILE: &str = "egress.yaml";
 
 /// The API servers.
 pub(super) fn deployment(inputs: &Inputs<'_>) -> Object {
-    let pod = Pod {
+    let tunnel = Tunnel::of(inputs);
+    let mut pod = Pod {
         component: KUBE_APISERVER,
+        sidecars: tunnel.iter().map(Tunnel::container).collect(),
         containers: vec![container(inputs)],
         volumes: vec![
             key_volume(
@@ -66,6 +70,7 @@ pub(super) fn deployment(inputs: &Inputs<'_>) -> Object {
         grace_seconds: GRACE_SECONDS,
         template_label: Some("pod-template-hash"),
     };
+    pod.volumes.extend(tunnel.iter().flat_map(|_| tunnel::volumes()));
     inputs.object(
         Kind::Deployment,
         KUBE_APISERVER,
@@ -83,6 +88,11 @@ pub(super) fn deployment(inputs: &Inputs<'_>) -> Object {
 }
 
 fn container(inputs: &Inputs<'_>) -> Container {
+    let mut mounts = vec![
+        key_mount("pki"),
+        json!({"name": "config", "mountPath": CONFIGURATION_DIRECTORY, "readOnly": true}),
+    ];
+    mounts.extend(Tunnel::of(inputs).map(|_| tunnel::socket_mount()));
     Container {
         name: KUBE_APISERVER,
         image: inputs.platform.image(&inputs.release.images.kube_apiserver),
@@ -104,10 +114,7 @@ fn container(inputs: &Inputs<'_>) -> Container {
         // Seen at rest: 263-283 MiB, 2-3 % of a core.
         request: Resources { cpu: "25m", memory: "288Mi" },
         memory_limit: "4Gi",
-        mounts: vec![
-            key_mount("pki"),
-            json!({"name": "config", "mountPath": CONFIGURATION_DIRECTORY, "readOnly": true}),
-        ],
+        mounts,
     }
 }
 
@@ -116,7 +123,7 @@ fn command(inputs: &Inputs<'_>) -> Vec<String> {
     let seconds = |name: &str, value: u32| format!("--{name}={value}s");
     let network = &inputs.spec.network;
     let issuer = format!("https://kubernetes.default.svc.{}", network.domain);
-    vec![
+    let mut command = vec![
         KUBE_APISERVER.to_owned(),
         flag("secure-port", &PORT.to_string()),
         // Otherwise looked for along the default route, which not every pod network has. Nobody dials it.
@@ -173,7 +180,15 @@ fn command(inputs: &Inputs<'_>) -> Vec<String> {
         // What a later version could change: see the feature.
         #[cfg(feature = "next-rendering")]
         flag("event-ttl", "2h"),
-    ]
+    ];
+    // Kubelets, webhooks and aggregated APIs are beyond the tunnel. It is there with the first worker and without any:
+    // a pool restarts no API server.
+    command.extend(
+        Tunnel::of(inputs).map(|_| {
+            flag("egress-selector-config-file", &format!("{CONFIGURATION_DIRECTORY}/{EGRESS_FILE}"))
+        }),
+    );
+    command
 }
 
 /// Who may ask without credentials: probes, and those who join a cluster by token and look for its `cluster-info`.
@@ -191,9 +206,10 @@ anonymous:
 ";
 
 /// The configuration that API servers read when they start.
-pub(super) fn authentication(inputs: &Inputs<'_>) -> Object {
-    let content = json!({"data": {AUTHENTICATION_FILE: AUTHENTICATION}});
-    inputs.object(Kind::ConfigMap, CONFIGURATION, KUBE_APISERVER, content)
+pub(super) fn configuration(inputs: &Inputs<'_>) -> Object {
+    let mut data = Map::from_iter([(AUTHENTICATION_FILE.to_owned(), json!(AUTHENTICATION))]);
+    data.extend(Tunnel::of(inputs).map(|_| (EGRESS_FILE.to_owned(), json!(tunnel::egress()))));
+    inputs.object(Kind::ConfigMap, CONFIGURATION, KUBE_APISERVER, json!({"data": data}))
 }
 
 /// The endpoint.
@@ -204,7 +220,10 @@ pub(super) fn service(inputs: &Inputs<'_>) -> Object {
     if let (Some(port), Some(number), EndpointType::NodePort) = (port.as_object_mut(), asked, endpoint.kind) {
         port.insert("nodePort".into(), number.into());
     }
-    let mut spec = json!({"type": endpoint.kind, "selector": selector(KUBE_APISERVER), "ports": [port]});
+    // The first is the API: who looks for the endpoint's port looks there.
+    let mut ports = vec![port];
+    ports.extend(Tunnel::of(inputs).map(|_| tunnel::service_port()));
+    let mut spec = json!({"type": endpoint.kind, "selector": selector(KUBE_APISERVER), "ports": ports});
     if let Some(spec) = spec.as_object_mut()
         && endpoint.kind != EndpointType::ClusterIP
     {

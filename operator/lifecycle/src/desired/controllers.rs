@@ -35,6 +35,7 @@ const REQUEST_BURST: u32 = 400;
 pub(super) fn deployment(inputs: &Inputs<'_>) -> Object {
     let pod = Pod {
         component: KUBE_CONTROLLERS,
+        sidecars: vec![],
         containers: vec![controller_manager(inputs), scheduler(inputs)],
         // A volume for each: the scheduler has no use for the cluster's authority.
         volumes: vec![

@@ -159,6 +159,7 @@ pub(super) fn stateful_set(inputs: &Inputs<'_>) -> Object {
         }
         let pod = Pod {
             component: ETCD,
+            sidecars: vec![],
             containers: vec![container(inputs)],
             volumes,
             grace_seconds: if inputs.alone { LONE_GRACE_SECONDS } else { SEVERAL_GRACE_SECONDS },

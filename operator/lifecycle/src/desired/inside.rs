@@ -13,13 +13,24 @@ const SERVICE: (&str, &str) = ("default", "kubernetes");
 /// Name of the port, as API servers name it.
 const PORT_NAME: &str = "https";
 
+/// Names everything that [`tenant_objects`] gives.
+pub fn tenant_references() -> [Reference; 3] {
+    let (namespace, service) = SERVICE;
+    [
+        Reference::cluster(Kind::ClusterRoleBinding, ADMIN_GROUP),
+        Reference::namespaced(Kind::EndpointSlice, namespace, service),
+        Reference::namespaced(Kind::Endpoints, namespace, service),
+    ]
+}
+
 /// What the operator keeps inside a tenant, when its API is reached at these addresses of one family.
 ///
 /// Conformance wants both an EndpointSlice and an Endpoints object. Neither is touched by the tenant's controllers:
 /// the Service has no selector, the slice is not of the mirroring controller, and the Endpoints object says that it
 /// is not to be mirrored.
 pub fn tenant_objects(_inputs: &Inputs<'_>, addresses: &[IpAddr], port: u16) -> Vec<Object> {
-    let (namespace, service) = SERVICE;
+    let (_, service) = SERVICE;
+    let [admins, slice, mirrored] = tenant_references();
     let endpoints: Vec<Value> = addresses
         .iter()
         .map(|address| json!({"addresses": [address], "conditions": {"ready": true}}))
@@ -27,7 +38,7 @@ pub fn tenant_objects(_inputs: &Inputs<'_>, addresses: &[IpAddr], port: u16) -> 
     let ips: Vec<Value> = addresses.iter().map(|address| json!({"ip": address})).collect();
     let address_type = if addresses.iter().all(IpAddr::is_ipv4) { "IPv4" } else { "IPv6" };
     let mut objects = vec![Object::new(
-        Reference::cluster(Kind::ClusterRoleBinding, ADMIN_GROUP),
+        admins,
         json!({
             "metadata": {"labels": {MANAGED_BY_LABEL: MANAGED_BY}},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
@@ -40,7 +51,7 @@ pub fn tenant_objects(_inputs: &Inputs<'_>, addresses: &[IpAddr], port: u16) -> 
     }
     objects.extend([
         Object::new(
-            Reference::namespaced(Kind::EndpointSlice, namespace, service),
+            slice,
             json!({
                 "metadata": {"labels": {
                     MANAGED_BY_LABEL: MANAGED_BY,
@@ -53,7 +64,7 @@ pub fn tenant_objects(_inputs: &Inputs<'_>, addresses: &[IpAddr], port: u16) -> 
             }),
         ),
         Object::new(
-            Reference::namespaced(Kind::Endpoints, namespace, service),
+            mirrored,
             json!({
                 "metadata": {"labels": {
                     MANAGED_BY_LABEL: MANAGED_BY,

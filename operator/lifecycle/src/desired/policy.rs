@@ -1,12 +1,14 @@
 //! NetworkPolicies of a control-plane namespace: nobody reaches anybody, but for what is written here.
 //!
 //! Probes need no rule: traffic from the node that a pod runs on is always allowed. API servers have no way to
-//! workers, webhooks or aggregated APIs: there are no workers that could run them.
+//! workers, webhooks or aggregated APIs: what runs there is reached by the tunnel, whose agents dial in.
 
 use kaas_crds::name::component::{ETCD, KUBE_APISERVER, KUBE_CONTROLLERS};
 use serde_json::{Value, json};
 
+use super::addons::AGENT_PORT;
 use super::etcd::{CLIENT_PORT, PEER_PORT};
+use super::tunnel::Tunnel;
 use super::{Inputs, selector};
 use crate::endpoint::PORT;
 use crate::object::{Kind, Object};
@@ -23,6 +25,14 @@ pub(super) fn policies(inputs: &Inputs<'_>) -> Vec<Object> {
     // An empty name must not become a peer that selects more than meant.
     if !operator.is_empty() {
         etcd_clients.push(json!({"namespaceSelector": {"matchLabels": {NAMESPACE_NAME_LABEL: operator}}}));
+    }
+    // Beside the API agents of workers come in, from anywhere too. The tunnel's servers ask the API whose a token is:
+    // any API server that is ready, as their own is not when they start.
+    let mut entrances = vec![tcp(PORT)];
+    let mut apiserver_egress = vec![json!({"to": [pods(ETCD)], "ports": [tcp(CLIENT_PORT)]}), dns()];
+    if Tunnel::of(inputs).is_some() {
+        entrances.push(tcp(AGENT_PORT));
+        apiserver_egress.push(json!({"to": [pods(KUBE_APISERVER)], "ports": [tcp(PORT)]}));
     }
     vec![
         policy(
@@ -56,8 +66,8 @@ pub(super) fn policies(inputs: &Inputs<'_>) -> Vec<Object> {
                 "podSelector": {"matchLabels": selector(KUBE_APISERVER)},
                 "policyTypes": ["Ingress", "Egress"],
                 // It is the endpoint: clients, workers and the operator come from anywhere and show who they are.
-                "ingress": [{"ports": [tcp(PORT)]}],
-                "egress": [{"to": [pods(ETCD)], "ports": [tcp(CLIENT_PORT)]}, dns()],
+                "ingress": [{"ports": entrances}],
+                "egress": apiserver_egress,
             }),
         ),
         policy(

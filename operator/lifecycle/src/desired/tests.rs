@@ -1,5 +1,6 @@
 //! What the builders must hold for every input, and the shapes of two typical clusters.
 
+mod addons;
 mod isolation;
 mod pods;
 
@@ -7,7 +8,8 @@ use k8s_openapi::api::{
     apps::v1 as apps, core::v1 as core, networking::v1 as networking, policy::v1 as policy,
 };
 use k8s_openapi::api::{discovery::v1 as discovery, rbac::v1 as rbac};
-use kaas_crds::kubernetes_release::{EtcdRelease, Images};
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1 as apiregistration;
+use kaas_crds::kubernetes_release::{AddonImages, EtcdRelease, Images};
 use kaas_crds::tenant_cluster::{EndpointType, EphemeralStorage, NodePort, PersistentStorage, Storage};
 use kaas_crds::{KubernetesReleaseSpec, Quantity, TenantClusterSpec};
 use proptest::prelude::*;
@@ -16,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::difference::describe;
+use crate::endpoint::Endpoint;
 
 /// Everything that inputs borrow.
 #[derive(Clone, Debug)]
@@ -26,6 +29,19 @@ struct World {
     platform: Platform,
     existing: bool,
     alone: bool,
+}
+
+fn addon_images() -> AddonImages {
+    AddonImages {
+        kube_proxy: "registry.k8s.io/kube-proxy:v1.37.1".into(),
+        core_dns: "registry.k8s.io/coredns/coredns:v1.15.0".into(),
+        flannel: "ghcr.io/flannel-io/flannel:v0.28.4".into(),
+        konnectivity_server: "registry.k8s.io/kas-network-proxy/proxy-server:v0.36.0".into(),
+        konnectivity_agent: "registry.k8s.io/kas-network-proxy/proxy-agent:v0.36.0".into(),
+        metrics_server: "registry.k8s.io/metrics-server/metrics-server:v0.9.0".into(),
+        pause: "registry.k8s.io/pause:3.10.2".into(),
+        worker: "ghcr.io/kaas-dev/kaas-worker:v1.37.1".into(),
+    }
 }
 
 impl World {
@@ -48,6 +64,7 @@ impl World {
                     kube_scheduler: "registry.k8s.io/kube-scheduler:v1.37.1".into(),
                 },
                 etcd: EtcdRelease { version: "3.7.3".into(), image: "registry.k8s.io/etcd:3.7.3-0".into() },
+                addons: Some(addon_images()),
             },
             platform: Platform { operator_namespace: "kaas-system".into(), ..Platform::default() },
             existing: false,
@@ -106,6 +123,16 @@ impl World {
         all.extend(self.workloads());
         all.extend(tenant_objects(&self.inputs(), &["10.77.0.1".parse().unwrap()], 30443));
         all
+    }
+
+    /// What runs inside it for its workers.
+    fn inside(&self) -> Vec<Object> {
+        let facts = Facts {
+            api: Endpoint { host: "10.77.0.1".into(), port: 30443 },
+            tunnel_port: 30444,
+            authority: "-----BEGIN CERTIFICATE-----\n".into(),
+        };
+        super::addons(&self.inputs(), &facts)
     }
 
     /// How the other world's objects differ from this one's.
@@ -183,6 +210,7 @@ fn a_large_cluster_differs_from_a_small_one() {
     Deployment kube-apiserver: - --etcd-servers=https://etcd-0.kaas-5f0c6f0e-uid.svc:2379
     Deployment kube-apiserver: + --etcd-servers=https://etcd-0.etcd.kaas-5f0c6f0e-uid.svc:2379,https://etcd-1.etcd.kaas-5f0c6f0e-uid.svc:2379,https://...
     Deployment kube-apiserver: spec.template.spec.containers[kube-apiserver].image: registry.k8s.io/kube-apiserver:v1.37.1 -> mirror.example/kube-apiserver:v1.37.1
+    Deployment kube-apiserver: spec.template.spec.initContainers[konnectivity-server].image: registry.k8s.io/kas-network-proxy/proxy-server:v0.36.0 -> mirror.example/kas-network-proxy/proxy-server:v0.36.0
     Deployment kube-apiserver: + spec.template.spec.priorityClassName=kaas-control-plane
     Deployment kube-controllers: spec.replicas: 1 -> 2
     Deployment kube-controllers: spec.template.spec.containers[kube-controller-manager].image: registry.k8s.io/kube-controller-manager:v1.37.1 -> mirror.example/kube-controller-manager:v1.37.1
@@ -282,6 +310,7 @@ fn a_change_reaches_what_it_is_about() {
     a mirror:
     StatefulSet etcd: spec.template.spec.containers[etcd].image: registry.k8s.io/etcd:3.7.3-0 -> mirror.example/etcd:3.7.3-0
     Deployment kube-apiserver: spec.template.spec.containers[kube-apiserver].image: registry.k8s.io/kube-apiserver:v1.37.1 -> mirror.example/kube-apiserver:v1.37.1
+    Deployment kube-apiserver: spec.template.spec.initContainers[konnectivity-server].image: registry.k8s.io/kas-network-proxy/proxy-server:v0.36.0 -> mirror.example/kas-network-proxy/proxy-server:v0.36.0
     Deployment kube-controllers: spec.template.spec.containers[kube-controller-manager].image: registry.k8s.io/kube-controller-manager:v1.37.1 -> mirror.example/kube-controller-manager:v1.37.1
     Deployment kube-controllers: spec.template.spec.containers[kube-scheduler].image: registry.k8s.io/kube-scheduler:v1.37.1 -> mirror.example/kube-scheduler:v1.37.1
 
@@ -345,6 +374,12 @@ fn known(object: &Object) -> Value {
         Kind::NetworkPolicy => typed::<networking::NetworkPolicy>(content),
         Kind::PodDisruptionBudget => typed::<policy::PodDisruptionBudget>(content),
         Kind::ClusterRoleBinding => typed::<rbac::ClusterRoleBinding>(content),
+        Kind::ClusterRole => typed::<rbac::ClusterRole>(content),
+        Kind::Role => typed::<rbac::Role>(content),
+        Kind::RoleBinding => typed::<rbac::RoleBinding>(content),
+        Kind::ServiceAccount => typed::<core::ServiceAccount>(content),
+        Kind::DaemonSet => typed::<apps::DaemonSet>(content),
+        Kind::APIService => typed::<apiregistration::APIService>(content),
         other => panic!("{other} is not rendered here"),
     }
 }
@@ -368,13 +403,14 @@ fn empty(value: &Value, path: &str, found: &mut Vec<String>) {
 proptest! {
     #[test]
     fn the_same_inputs_give_the_same_bytes(world in any_world()) {
-        let bytes = |world: &World| serde_json::to_string(&world.all()).unwrap();
+        let bytes = |world: &World| serde_json::to_string(&(world.all(), world.inside())).unwrap();
         prop_assert_eq!(bytes(&world), bytes(&world.clone()));
     }
 
     #[test]
     fn names_are_unique_and_objects_are_labelled(world in any_world()) {
-        let all = world.all();
+        let mut all = world.all();
+        all.extend(world.inside());
         let names: std::collections::BTreeSet<_> = all.iter().map(|object| &object.reference).collect();
         prop_assert_eq!(names.len(), all.len());
         for object in &all {

@@ -11,4 +11,5 @@ mod properties;
 mod revisions;
 mod safety;
 mod schema;
+mod tunnel;
 mod world;

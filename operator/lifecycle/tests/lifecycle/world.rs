@@ -98,6 +98,7 @@ pub(crate) fn release(version: &str) -> KubernetesReleaseSpec {
             kube_scheduler: format!("registry.k8s.io/kube-scheduler:{version}"),
         },
         etcd: EtcdRelease { version: "3.7.3".into(), image: "registry.k8s.io/etcd:3.7.3-0".into() },
+        addons: None,
     }
 }
 

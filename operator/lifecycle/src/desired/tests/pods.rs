@@ -13,8 +13,10 @@ fn templates(world: &World) -> Vec<(String, Value)> {
         .collect()
 }
 
-fn containers(template: &Value) -> &Vec<Value> {
-    template["spec"]["containers"].as_array().unwrap()
+/// The containers, and after them the sidecars.
+fn containers(template: &Value) -> Vec<Value> {
+    let lists = ["containers", "initContainers"];
+    lists.iter().filter_map(|list| template["spec"][*list].as_array()).flatten().cloned().collect()
 }
 
 /// What of a pod the restricted standard refuses (pod-security-admission's checks, baseline and restricted).
@@ -104,8 +106,11 @@ proptest! {
                 prop_assert_eq!(&container["securityContext"]["readOnlyRootFilesystem"], true);
                 prop_assert!(container["resources"]["limits"]["cpu"].is_null(), "CPU is never throttled");
                 prop_assert!(container["resources"]["requests"]["memory"].is_string());
+                // Nothing waits for a sidecar.
+                let sidecar = container["restartPolicy"] == "Always";
                 for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
-                    prop_assert!(container[probe]["httpGet"]["port"].is_number(), "{component}: {probe}");
+                    let asked = container[probe]["httpGet"]["port"].is_number();
+                    prop_assert_eq!(asked, !sidecar || probe == "livenessProbe", "{}: {}", component, probe);
                 }
                 for mount in container["volumeMounts"].as_array().unwrap() {
                     prop_assert!(mount["subPath"].is_null(), "files of a subPath never change");
@@ -122,11 +127,17 @@ proptest! {
     fn images_come_from_the_registry_of_the_platform(world in any_world()) {
         let images: BTreeSet<String> = templates(&world)
             .iter()
-            .flat_map(|(_, template)| containers(template).clone())
+            .flat_map(|(_, template)| containers(template))
             .map(|container| container["image"].as_str().unwrap().to_owned())
             .collect();
         let host = if world.platform.registry.is_empty() { "registry.k8s.io" } else { &world.platform.registry };
-        let expected = ["etcd:3.7.3-0", "kube-apiserver:v1.37.1", "kube-controller-manager:v1.37.1", "kube-scheduler:v1.37.1"]
+        let expected = [
+            "etcd:3.7.3-0",
+            "kas-network-proxy/proxy-server:v0.36.0",
+            "kube-apiserver:v1.37.1",
+            "kube-controller-manager:v1.37.1",
+            "kube-scheduler:v1.37.1",
+        ]
             .map(|image| format!("{host}/{image}"));
         prop_assert_eq!(images, BTreeSet::from(expected));
     }
@@ -173,7 +184,7 @@ fn what_a_pod_reads_is_rendered() {
                 assert!(map.is_none_or(|map| maps.contains_key(map)), "{component}: {volume}");
             }
             for variable in
-                containers(&template).iter().flat_map(|container| container["env"].as_array()).flatten()
+                containers(&template).iter().filter_map(|container| container["env"].as_array()).flatten()
             {
                 let Some(source) = variable["valueFrom"].get("configMapKeyRef") else { continue };
                 let value = maps
@@ -215,12 +226,12 @@ fn a_component_has_the_keys_that_its_flags_name_and_no_others() {
             let mut named: BTreeSet<String> =
                 flags.filter_map(|flag| Some(flag.split_once(&prefix)?.1.to_owned())).collect();
             // A kubeconfig names files in its turn.
-            for user in ["controller-manager", "scheduler"] {
+            for user in ["controller-manager", "scheduler", "konnectivity-client"] {
                 if named.contains(&format!("{user}.kubeconfig")) {
                     named.extend([format!("{user}.crt"), format!("{user}.key"), "cluster-ca.crt".to_owned()]);
                 }
             }
-            assert_eq!(mounted(&template, container), named, "{component}: {}", container["name"]);
+            assert_eq!(mounted(&template, &container), named, "{component}: {}", container["name"]);
         }
     }
 }
@@ -230,7 +241,7 @@ fn private_keys_are_where_they_are_needed_alone() {
     let mut holders: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (_, template) in templates(&World::large()) {
         for container in containers(&template) {
-            for file in mounted(&template, container).into_iter().filter(|file| file.ends_with(".key")) {
+            for file in mounted(&template, &container).into_iter().filter(|file| file.ends_with(".key")) {
                 holders.entry(file).or_default().insert(container["name"].as_str().unwrap().to_owned());
             }
         }
@@ -244,6 +255,8 @@ fn private_keys_are_where_they_are_needed_alone() {
     controller-manager.key: kube-controller-manager
     etcd-client.key: kube-apiserver
     front-proxy-client.key: kube-apiserver
+    konnectivity-client.key: konnectivity-server
+    konnectivity.key: konnectivity-server
     kubelet-client.key: kube-apiserver
     peer.key: etcd
     scheduler.key: kube-scheduler
