@@ -35,6 +35,17 @@ The operator does the same to the images of the catalogue.
 {{- if not (regexMatch "^([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?$" $host) }}
 {{- fail (printf "endpoint.nodePort.host: '%s' must be an IPv4 address or a host name without scheme and port, for example 192.0.2.7" $host) }}
 {{- end }}
+{{- $mirror := .Values.workers.pod.mirror }}
+{{- if not (regexMatch "^(https?://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]+)?(/[A-Za-z0-9._/-]*)?)?$" $mirror) }}
+{{- fail (printf "workers.pod.mirror: '%s' must be the URL of a registry, for example http://registry.registry.svc:5000" $mirror) }}
+{{- end }}
+{{- range $use, $networks := .Values.managementNetworks }}
+{{- range $networks }}
+{{- if not (regexMatch "^[0-9a-f.:]+/[0-9]{1,3}$" .) }}
+{{- fail (printf "managementNetworks.%s: '%s' must be a network in CIDR notation, for example 10.0.0.0/16" $use .) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- $durations := dict
   "leaseDuration" .Values.leaseDuration
   "probeInterval" .Values.probeInterval

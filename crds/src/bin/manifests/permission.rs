@@ -45,11 +45,14 @@ fn operator_cluster_role() -> ClusterRole {
                 ],
                 &["update"],
             ),
+            // Workers block the deletion of their pool: where API servers ask for a right to that, it is this one.
+            rule(name::GROUP, &["workerpools/finalizers"], &["update"]),
             rule("", &["configmaps", "namespaces", "persistentvolumeclaims", "secrets", "services"], &WRITE),
             rule("apps", &["controllerrevisions", "deployments", "statefulsets"], &WRITE),
             rule("networking.k8s.io", &["networkpolicies"], &WRITE),
             rule("policy", &["poddisruptionbudgets"], &WRITE),
-            // Pods are made by their controllers; the operator looks at them, labels them and restarts etcd's.
+            // Pods are made by their controllers; the operator looks at them, labels them and restarts etcd's. To make
+            // them, for workers that are pods, is a role of its own, which the chart has where they are switched on.
             rule("", &["pods"], &["get", "list", "watch", "patch", "delete"]),
             rule("events.k8s.io", &["events"], &["create", "patch"]),
         ],
