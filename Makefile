@@ -1,6 +1,8 @@
 # What is built and downloaded stays here; a local cluster's own state is in .local.
 export KAAS_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kaas
 export CARGO_TARGET_DIR := $(KAAS_CACHE)/target
+# What incremental builds keep for the next edit fills the cache with gigabytes for every clone.
+export CARGO_INCREMENTAL := 0
 
 local := cargo run --quiet --package kaas-e2e --bin kaas-local --
 

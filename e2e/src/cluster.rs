@@ -63,8 +63,9 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Brings the cluster up: network, control plane, node, DNS, storage, images, the workers' registry. What runs and is right
-    /// stays; what does not is started (again) on the data that is there.
+    /// Brings the cluster up: network, control plane, node, DNS, storage, images, and the workers' registry, which
+    /// [`Cluster::stock`] fills. What runs and is right stays; what does not is started (again) on the data that is
+    /// there.
     ///
     /// # Errors
     /// The first step that failed, with what a person would look up next.
@@ -177,8 +178,16 @@ impl Cluster {
         let ready = |object: &serde_json::Value| node_is_ready(object, started);
         let what = format!("node {node_name} to be Ready");
         kubectl.await_object(&what, &["get", "node", &node_name], NODE_DEADLINE, ready)?;
-        addon::await_ready(&kubectl)?;
-        Registry::of(&toolbox, &self.state, self.address())?.fill(&catalogue::workers(&toolbox)?, cache)
+        addon::await_ready(&kubectl)
+    }
+
+    /// Puts what workers pull into the registry: only who has workers waits for it.
+    ///
+    /// # Errors
+    /// What cannot be made or sent.
+    pub fn stock(&self, cache: &Cache) -> Result<(), Error> {
+        let images = catalogue::workers(&self.toolbox)?;
+        Registry::of(&self.toolbox, &self.state, self.address())?.fill(&images, cache)
     }
 
     /// Starts a daemon unless it runs as it should; restarts it when its program or configuration changed.

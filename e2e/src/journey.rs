@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::Error;
 use crate::cluster::{Cluster, Spec};
 use crate::compile;
+use crate::demo;
 use crate::layout::{Cache, Repository, State};
 use crate::prerequisite;
 use crate::record::Record;
@@ -52,8 +53,11 @@ pub fn up(repository: &Repository, cache: &Cache, state: &State, operator: Opera
     }
     cluster.install_operator(repository)?;
     say(format!("the operator is installed ({} s)", started.elapsed().as_secs()));
+    cluster.stock(cache)?;
     cluster.demonstrate(repository)?;
-    say(format!("the demo tenant is Ready ({} s)", started.elapsed().as_secs()));
+    say(format!("the demo tenant and its workers are Ready ({} s)", started.elapsed().as_secs()));
+    cluster.greet(repository)?;
+    say(format!("its Deployment answers through a Service and DNS ({} s)", started.elapsed().as_secs()));
     present(&cluster, state)
 }
 
@@ -63,11 +67,20 @@ fn present(cluster: &Cluster, state: &State) -> Result<(), Error> {
     let short = |path: std::path::PathBuf| path.strip_prefix(&here).unwrap_or(&path).display().to_string();
     let kubectl = short(state.bin().join("kubectl"));
     let management = short(state.kubeconfig());
-    let tenant = short(state.tenant_kubeconfig(Cluster::demo_name()));
+    let tenant = short(state.tenant_kubeconfig(demo::TENANT));
     say("\n$ kubectl get tenantclusters -A");
     say(cluster.kubectl()?.run(&["get", "tenantclusters", "-A"])?.trim_end());
     say("\nnext:");
-    say(format!("  {kubectl} --kubeconfig {tenant} get namespaces"));
+    for command in [
+        "get nodes",
+        "get pods -A -o wide",
+        "exec deploy/hello -- wget -qO- http://hello/hostname",
+        "port-forward svc/hello 8080:80",
+        "top nodes",
+    ] {
+        say(format!("  {kubectl} --kubeconfig {tenant} {command}"));
+    }
+    say(format!("  {kubectl} --kubeconfig {management} -n demo scale workerpool general --replicas=3"));
     say(format!("  {kubectl} --kubeconfig {management} get pods -A"));
     say("  make down");
     Ok(())

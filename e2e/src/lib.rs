@@ -17,6 +17,7 @@ pub mod compile;
 mod component;
 mod control_plane;
 mod credentials;
+mod demo;
 mod digest;
 mod error;
 pub mod flow;

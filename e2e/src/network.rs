@@ -45,6 +45,11 @@ impl Network {
         Ipv4Addr::new(10, 77, self.index, 254)
     }
 
+    /// Addresses of the node and the host.
+    pub(crate) fn cidr(&self) -> String {
+        format!("10.77.{}.0/24", self.index)
+    }
+
     fn veth(&self) -> String {
         format!("{}v", self.name)
     }

@@ -1,10 +1,10 @@
-//! The product on the local cluster: its two charts installed with Helm, and the demo tenant. A release whose
+//! The product on the local cluster: its two charts installed with Helm, and tenants awaited. A release whose
 //! chart and values are those that were installed is left alone, so that a second `up` changes nothing.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::Error;
 use crate::cluster::Cluster;
@@ -14,19 +14,18 @@ use crate::image::catalogue::REGISTRY;
 use crate::invocation::Invocation;
 use crate::kubectl::{Kubectl, at, condition};
 use crate::layout::Repository;
+use crate::network;
+use crate::registry;
 
 const NAMESPACE: &str = "kaas-system";
 const DEPLOYMENT: &str = "kaas-operator";
 const HELM_DEADLINE: Duration = Duration::from_secs(180);
-const READY_DEADLINE: Duration = Duration::from_secs(300);
-/// The demo tenant, as `examples/demo.yaml` names it.
-const DEMO: (&str, &str) = ("demo", "blue");
 
 /// A chart with the values that lead it to this cluster.
 struct Release {
     name: &'static str,
     chart: PathBuf,
-    values: Vec<(&'static str, String)>,
+    values: Vec<(&'static str, Value)>,
 }
 
 impl Cluster {
@@ -45,7 +44,7 @@ impl Cluster {
     pub(crate) fn install_operator_with(
         &mut self,
         repository: &Repository,
-        values: &[(&'static str, &str)],
+        values: &[(&'static str, Value)],
     ) -> Result<(), Error> {
         let tag = self.operator_tag.clone().ok_or_else(|| {
             Error::Invalid(
@@ -59,12 +58,17 @@ impl Cluster {
                 name: "kaas",
                 chart: charts.join("kaas"),
                 values: vec![
-                    ("registry", REGISTRY.to_owned()),
-                    ("image.tag", tag),
-                    ("endpoint.nodePort.host", self.address().to_string()),
+                    ("registry", json!(REGISTRY)),
+                    ("image.tag", json!(tag)),
+                    ("endpoint.nodePort.host", json!(self.address())),
+                    ("workers.pod.enabled", json!(true)),
+                    ("workers.pod.mirror", json!(registry::MIRROR)),
+                    ("managementNetworks.pods", json!([network::POD_CIDR])),
+                    ("managementNetworks.services", json!([network::SERVICE_CIDR])),
+                    ("managementNetworks.nodes", json!([self.network.cidr()])),
                 ]
                 .into_iter()
-                .chain(values.iter().map(|(name, value)| (*name, (*value).to_owned())))
+                .chain(values.iter().cloned())
                 .collect(),
             },
         ];
@@ -117,24 +121,11 @@ impl Cluster {
             .arg(&release.chart)
             .args(["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", &timeout]);
         for (name, value) in &release.values {
-            helm = helm.arg("--set-string").arg(format!("{name}={value}"));
+            helm = helm.arg("--set-json").arg(format!("{name}={value}"));
         }
         helm.run()
             .map(drop)
             .map_err(|error| Error::Reported { error: Box::new(error), report: kubectl.report() })
-    }
-
-    /// Makes the demo tenant and waits until it is Ready; writes its kubeconfig into the state directory.
-    ///
-    /// # Errors
-    /// [`Error::Deadline`] with the report on the cluster.
-    pub fn demonstrate(&self, repository: &Repository) -> Result<(), Error> {
-        let path = repository.root().join("examples/demo.yaml");
-        let manifest = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        self.kubectl()?.apply(&manifest)?;
-        let (namespace, name) = DEMO;
-        self.await_tenant(namespace, name, READY_DEADLINE)?;
-        self.fetch_kubeconfig(namespace, name).map(drop)
     }
 
     /// Waits until a tenant cluster is Ready as its newest spec wants it.
@@ -167,11 +158,6 @@ impl Cluster {
         write_private(&path, &text)?;
         Ok(path)
     }
-
-    /// The demo tenant's name.
-    pub(crate) fn demo_name() -> &'static str {
-        DEMO.1
-    }
 }
 
 impl Release {
@@ -184,7 +170,7 @@ impl Release {
         }
         for (name, value) in &self.values {
             hasher.field(name.as_bytes());
-            hasher.field(value.as_bytes());
+            hasher.field(value.to_string().as_bytes());
         }
         Ok(hasher.finish())
     }
@@ -225,7 +211,6 @@ pub(crate) fn tenant_is_ready(object: &Value) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_stale_ready_is_not_ready() {
@@ -248,7 +233,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("Chart.yaml"), "name: x").unwrap();
         let digest = |value: &str| {
-            let values = vec![("registry", value.to_owned())];
+            let values = vec![("registry", json!(value))];
             Release { name: "x", chart: directory.path().to_owned(), values }.digest().unwrap()
         };
         let first = digest("a");

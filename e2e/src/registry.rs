@@ -19,6 +19,8 @@ use crate::wait;
 
 /// Its port at the node's address, outside of what Kubernetes gives away by itself first.
 pub(crate) const NODE_PORT: u16 = 30050;
+/// Where pods of the management cluster find it: the mirror of workers that are pods.
+pub(crate) const MIRROR: &str = "http://registry.kaas-registry.svc.cluster.local:5000";
 const PUSH_DEADLINE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(500);
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use kaas_pki::Certificate;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::load::{Client, Load};
 use super::{Stage, chaos, claim, known_version, scale, small};
@@ -28,7 +28,7 @@ pub(super) fn certificates_are_renewed(stage: &Stage) -> Result<(), Error> {
     ground
         .cluster
         .borrow_mut()
-        .install_operator_with(&ground.repository, &[("certificates.leafLifetime", LIFETIME)])?;
+        .install_operator_with(&ground.repository, &[("certificates.leafLifetime", json!(LIFETIME))])?;
     let result = live(stage);
     let restored = ground.cluster.borrow_mut().install_operator(&ground.repository);
     result.and(restored)

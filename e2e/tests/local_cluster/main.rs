@@ -87,6 +87,7 @@ fn comes_up_heals_and_leaves_nothing() {
         || Cluster::start(Spec { state: state.clone(), toolbox: toolbox.clone(), operator: None }, &cache);
 
     let cluster = start().unwrap();
+    cluster.stock(&cache).unwrap();
     let kubectl = cluster.kubectl().unwrap();
     let running = |object: &serde_json::Value| match object["status"]["phase"].as_str() {
         Some("Running") => Ok(()),
