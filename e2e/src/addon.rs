@@ -26,13 +26,10 @@ pub(crate) fn apply(kubectl: &Kubectl, state: &State) -> Result<(), Error> {
     for directory in [&storage, &images] {
         std::fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
     }
-    let local_path = fill(
-        LOCAL_PATH,
-        &[
-            ("image", &catalogue::addon_reference("local-path-provisioner")?),
-            ("helper", catalogue::SHELL),
-            ("path", &storage.display().to_string()),
-        ],
+    let local_path = local_path(
+        &storage.display().to_string(),
+        &format!("{}/local-path-provisioner", catalogue::REGISTRY),
+        catalogue::SHELL,
     )?;
     let registry = fill(
         REGISTRY,
@@ -45,6 +42,12 @@ pub(crate) fn apply(kubectl: &Kubectl, state: &State) -> Result<(), Error> {
     kubectl.apply(&coredns)?;
     kubectl.apply(&registry)?;
     kubectl.apply(&local_path)
+}
+
+/// A provisioner of volumes below a path of the node, from this repository and with this image of a shell.
+pub(crate) fn local_path(path: &str, repository: &str, shell: &str) -> Result<String, Error> {
+    let image = catalogue::official(repository, "local-path-provisioner")?;
+    fill(LOCAL_PATH, &[("image", &image), ("helper", shell), ("path", path)])
 }
 
 /// Waits until all answer.

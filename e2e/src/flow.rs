@@ -2,7 +2,7 @@
 //! same flows run on a local cluster of their own and, with `KAAS_KUBECONFIG`, on any cluster that has the
 //! operator; what only a local cluster can show is skipped there, by name and with the reason.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ mod overload;
 mod policy;
 mod renewal;
 mod scale;
+mod workers;
 
 const READY: Duration = Duration::from_secs(180);
 const GONE: Duration = Duration::from_secs(120);
@@ -53,6 +54,19 @@ struct Ground {
     cluster: RefCell<Cluster>,
     repository: Repository,
     cache: Cache,
+    /// Whether workers find their images.
+    stocked: Cell<bool>,
+}
+
+impl Ground {
+    /// Puts the images of workers where they pull them: flows without workers do not wait for it.
+    fn stock(&self) -> Result<(), Error> {
+        if !self.stocked.get() {
+            self.cluster.borrow().stock(&self.cache)?;
+            self.stocked.set(true);
+        }
+        Ok(())
+    }
 }
 
 struct Flow {
@@ -261,8 +275,12 @@ fn on_a_local_cluster(
         Spec { state: state.clone(), toolbox: build.toolbox.clone(), operator: operator.or(build.operator) };
     let mut cluster = Cluster::start(spec, cache)?;
     cluster.install_operator(repository)?;
-    let ground =
-        Ground { cluster: RefCell::new(cluster), repository: repository.clone(), cache: cache.clone() };
+    let ground = Ground {
+        cluster: RefCell::new(cluster),
+        repository: repository.clone(),
+        cache: cache.clone(),
+        stocked: Cell::new(false),
+    };
     let stage = Stage::new(&build.toolbox, state.kubeconfig(), Some(ground))?;
     let mut tally = stage.play(extent);
     drop(stage);
@@ -308,7 +326,7 @@ impl Stage {
         let long = if extent == Extent::All { LONG } else { &[] };
         let chosen = chosen();
         let runs = |flow: &&Flow| chosen.is_empty() || chosen.iter().any(|part| flow.name.contains(part));
-        for flow in FLOWS.iter().chain(long).filter(runs) {
+        for flow in FLOWS.iter().chain(workers::FLOWS).chain(long).filter(runs) {
             if let Some(reason) = flow.local_only.filter(|_| self.ground.is_none()) {
                 say(format!("flow {}: skipped: {reason}", flow.name));
                 tally.skipped.push(format!("{}: {reason}", flow.name));

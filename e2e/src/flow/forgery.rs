@@ -120,7 +120,7 @@ fn enter(stage: &Stage) -> Result<(), Error> {
 }
 
 /// `resource/subresource`; to kubectl the part after the slash would be an object's name.
-fn may(stage: &Stage, namespace: &str, verb: &str, resource: &str) -> Result<bool, Error> {
+pub(super) fn may(stage: &Stage, namespace: &str, verb: &str, resource: &str) -> Result<bool, Error> {
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
     let subresource = format!("--subresource={subresource}");
     match stage.kubectl.run(&[USER, "--namespace", namespace, "auth", "can-i", verb, resource, &subresource])

@@ -113,7 +113,7 @@ pub(crate) fn addon_reference(program: &str) -> Result<String, Error> {
 }
 
 /// A repository with the version of the program in it.
-fn official(repository: &str, program: &str) -> Result<String, Error> {
+pub(crate) fn official(repository: &str, program: &str) -> Result<String, Error> {
     let component = Component::of_program(program)
         .ok_or_else(|| Error::Invalid(format!("no component builds `{program}`")))?;
     Ok(format!("{repository}:{}", component.version))

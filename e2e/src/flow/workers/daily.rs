@@ -1,0 +1,180 @@
+//! What a person does with a cluster that has workers, as they type it: pods on two workers that reach each other by
+//! address, Service and name, and everything that kubectl reaches through the tunnel.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{WORKERS_READY, agnhost, await_pod, names, nodes, pool_of_two, text, told, until};
+use crate::Error;
+use crate::flow::{SOON, Stage, claim};
+use crate::kubectl::{Kubectl, at};
+
+const SERVER: &str = "web";
+const CLIENT: &str = "asker";
+const ANSWER: Duration = Duration::from_secs(5);
+
+pub(super) fn everything_works(stage: &Stage) -> Result<(), Error> {
+    let kubectl = pool_of_two(stage)?;
+    let result = play(stage, &kubectl);
+    let all = ["delete", "pods,services", "-l", "e2e=daily", "--grace-period=1", "--wait=false"];
+    let _ = kubectl.run(&all);
+    result
+}
+
+fn play(stage: &Stage, kubectl: &Kubectl) -> Result<(), Error> {
+    let started = Instant::now();
+    let workers = names(&nodes(kubectl)?);
+    for (name, worker) in [SERVER, CLIENT].iter().zip(&workers) {
+        run(kubectl, name, worker)?;
+    }
+    let server = await_pod(kubectl, SERVER)?;
+    let client = await_pod(kubectl, CLIENT)?;
+    told("two pods run", started);
+    kubectl.run(&["expose", "pod", SERVER, "--port=80", "--target-port=8080", "--labels=e2e=daily"])?;
+    by_name(kubectl)?;
+    by_address(kubectl, &server, &client)?;
+    names_resolve(kubectl)?;
+    let log = kubectl.run(&["logs", SERVER])?;
+    claim(log.contains("HTTP server"), || format!("the log of {SERVER} is `{log}`"))?;
+    forwarded(stage, kubectl)?;
+    proxied(kubectl, &workers)?;
+    let node = |pod: &Value| text(pod, "/spec/nodeName");
+    claim(node(&server) != node(&client), || "both pods are on one worker".to_owned())?;
+    used(kubectl)
+}
+
+/// `kubectl run`, on a worker.
+fn run(kubectl: &Kubectl, name: &str, worker: &str) -> Result<(), Error> {
+    let pinned = json!({"spec": {"nodeSelector": {"kubernetes.io/hostname": worker}}}).to_string();
+    let (image, overrides) = (format!("--image={}", agnhost()), format!("--overrides={pinned}"));
+    let _ = kubectl.run(&["delete", "pod,service", name, "--ignore-not-found", "--grace-period=1"]);
+    let what = ["run", name, &image, &overrides, "--labels=e2e=daily", "--", "netexec", "--http-port=8080"];
+    kubectl.run(&what).map(drop)
+}
+
+/// What the client hears at a URL.
+fn ask(kubectl: &Kubectl, url: &str) -> Result<String, Error> {
+    kubectl.run(&["exec", CLIENT, "--", "wget", "-q", "-T", "3", "-O", "-", url])
+}
+
+/// A Service is followed a moment after it was made.
+fn by_name(kubectl: &Kubectl) -> Result<(), Error> {
+    for host in [SERVER.to_owned(), format!("{SERVER}.default.svc.cluster.local")] {
+        let url = format!("http://{host}/hostname");
+        let heard = || match ask(kubectl, &url) {
+            Ok(heard) if heard == SERVER => Ok(()),
+            Ok(heard) => Err(format!("it says `{heard}`")),
+            Err(error) => Err(error.to_string()),
+        };
+        until(kubectl, &format!("{url} to answer from another worker"), SOON, heard)?;
+    }
+    Ok(())
+}
+
+/// Pods of two workers see each other's own addresses.
+fn by_address(kubectl: &Kubectl, server: &Value, client: &Value) -> Result<(), Error> {
+    let (to, from) = (text(server, "/status/podIP"), text(client, "/status/podIP"));
+    let heard = ask(kubectl, &format!("http://{to}:8080/clientip"))?;
+    claim(heard.starts_with(&format!("{from}:")), || format!("{to} takes {from} for {heard}"))
+}
+
+/// Forward and reverse.
+fn names_resolve(kubectl: &Kubectl) -> Result<(), Error> {
+    let service = kubectl.read(&["get", "service", SERVER])?;
+    let address = text(&service, "/spec/clusterIP");
+    let full = format!("{SERVER}.default.svc.cluster.local");
+    let look = |name: &str| kubectl.run(&["exec", CLIENT, "--", "nslookup", name]);
+    let forward = look(&full)?;
+    claim(forward.contains(&address), || format!("{full} is {address}, DNS says {forward}"))?;
+    let reverse = look(&address)?;
+    claim(reverse.contains(&full), || format!("{address} is {full}, DNS says {reverse}"))
+}
+
+/// `kubectl port-forward` for as long as it lives.
+struct Forward(Child, SocketAddr);
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Forward {
+    fn start(stage: &Stage, kubectl: &Kubectl, to: &str) -> Result<Self, Error> {
+        let mut command = Command::new(&stage.program);
+        command.args(["port-forward", to, ":80"]).env("KUBECONFIG", kubectl.kubeconfig());
+        let mut command = crate::process::dying_with_us(&command);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().map_err(Error::io("start", &stage.program))?;
+        let mut line = String::new();
+        if let Some(out) = child.stdout.take() {
+            // Its first line is the address, or it ends.
+            let _ = BufReader::new(out).read_line(&mut line);
+        }
+        let address = line.split_whitespace().find_map(|word| word.parse::<SocketAddr>().ok());
+        match address {
+            Some(address) => Ok(Self(child, address)),
+            None => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(Error::Invalid(format!("kubectl port-forward {to} says `{line}`")))
+            }
+        }
+    }
+
+    fn ask(&self, path: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&self.1, ANSWER)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: forwarded\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    }
+}
+
+fn forwarded(stage: &Stage, kubectl: &Kubectl) -> Result<(), Error> {
+    let forward = Forward::start(stage, kubectl, &format!("service/{SERVER}"))?;
+    for _ in 0..3 {
+        let heard = forward.ask("/hostname").map_err(Error::io("ask", "a forwarded port"))?;
+        claim(heard.ends_with(SERVER), || format!("the forwarded port says `{heard}`"))?;
+    }
+    Ok(())
+}
+
+/// The API server itself goes to nodes, pods and Services.
+fn proxied(kubectl: &Kubectl, workers: &[String]) -> Result<(), Error> {
+    for worker in workers {
+        let healthy = kubectl.run(&["get", "--raw", &format!("/api/v1/nodes/{worker}/proxy/healthz")])?;
+        claim(healthy.trim() == "ok", || format!("the kubelet of {worker} says `{healthy}`"))?;
+    }
+    for place in [format!("pods/{SERVER}:8080"), format!("services/{SERVER}:80")] {
+        let path = format!("/api/v1/namespaces/default/{place}/proxy/hostname");
+        let heard = kubectl.run(&["get", "--raw", &path])?;
+        claim(heard == SERVER, || format!("{path} says `{heard}`"))?;
+    }
+    Ok(())
+}
+
+/// metrics-server has two samples of everything after half a minute.
+fn used(kubectl: &Kubectl) -> Result<(), Error> {
+    let started = Instant::now();
+    for (what, wanted) in [("nodes", 2), ("pods", 2)] {
+        let top = || {
+            let table = kubectl.run(&["top", what, "--no-headers"]).map_err(|error| error.to_string())?;
+            match table.lines().filter(|line| line.contains("Mi")).count() {
+                lines if lines >= wanted => Ok(()),
+                _ => Err(table),
+            }
+        };
+        until(kubectl, &format!("kubectl top {what} to tell of {wanted}"), WORKERS_READY, top)?;
+    }
+    told("kubectl top tells of nodes and pods after", started);
+    let metrics = kubectl.read(&["get", "apiservices", "v1beta1.metrics.k8s.io"])?;
+    let available = crate::kubectl::condition(&metrics, "Available");
+    claim(available == Some("True"), || format!("the metrics API is {}", at(&metrics, "/status")))
+}
