@@ -11,6 +11,7 @@ mod restart;
 mod site;
 mod table;
 mod timeline;
+mod workers;
 mod writes;
 
 use std::path::{Path, PathBuf};
@@ -58,6 +59,8 @@ pub enum Part {
     Restart,
     /// Several tenants deleted at once.
     Deletion,
+    /// Workers that are pods: how long one takes, how long ten take, and what they add to the operator's memory.
+    Workers,
     /// The operator's memory with tenants whose pods are played.
     Played,
 }
@@ -67,13 +70,13 @@ pub enum Part {
 pub struct Plan {
     /// What is measured; empty: everything.
     pub only: Vec<Part>,
-    /// Tenants one after the other.
+    /// Tenants one after the other; pools of one worker one after the other.
     pub singles: usize,
     /// Most tenants with real pods at a time.
     pub tenants: usize,
     /// Tenants with played pods; none: not measured.
     pub played: usize,
-    /// How often what concerns several tenants at once is done.
+    /// How often what concerns several tenants, or workers, at once is done.
     pub rounds: usize,
     /// How often the operator's leader is stopped, and how often it is killed.
     pub restarts: (usize, usize),
@@ -154,13 +157,17 @@ pub fn run(
     let journal = Journal::begin(cache, &facts, &json!(format!("{plan:?}")))?;
     let mut results = Results { journal, figures: Vec::new() };
     let mut measured = Ok(());
-    let on_pods = [Part::Creation, Part::Together, Part::Memory, Part::Restart, Part::Deletion];
+    let on_pods =
+        [Part::Creation, Part::Together, Part::Memory, Part::Restart, Part::Deletion, Part::Workers];
     if on_pods.into_iter().any(|part| plan.has(part)) {
         let guarded = Guarded::new("bench", repository, cache)?;
         let spec =
             Spec { state: guarded.state().clone(), toolbox: build.toolbox, operator: operator.clone() };
         let mut cluster = Cluster::start(spec, cache)?;
         cluster.install_operator(repository)?;
+        if plan.has(Part::Workers) {
+            cluster.stock(cache)?;
+        }
         let mut bench = Bench { plan, site: Site::new(cluster)?, results, standing: Vec::new(), made: 0 };
         measured = bench.measure();
         results = bench.results;
@@ -214,6 +221,9 @@ impl Bench<'_> {
         }
         if plan.has(Part::Deletion) {
             self.deletion(plan.tenants.min(12))?;
+        }
+        if plan.has(Part::Workers) {
+            self.workers()?;
         }
         self.stand(0)
     }

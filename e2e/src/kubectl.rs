@@ -125,6 +125,7 @@ impl Kubectl {
         // Only where the operator is installed.
         if self.run(&["get", "crd", "tenantclusters.kaas.dev"]).is_ok() {
             add("tenant clusters", &["describe", "tenantclusters", "--all-namespaces"]);
+            add("pools and workers", &["get", "workerpools,workers", "--all-namespaces", "--output", "wide"]);
             add("operator", &["--namespace", "kaas-system", "logs", "deployment/kaas-operator", "--tail=40"]);
         }
         for (namespace, pod) in self.pods_not_ready() {

@@ -74,7 +74,7 @@ struct BenchArguments {
     /// Fewer samples: a few minutes.
     #[arg(long)]
     quick: bool,
-    /// Tenants created one after the other [default: 20, quick: 3].
+    /// Tenants, and pools of one worker, created one after the other [default: 20, quick: 3].
     #[arg(short = 'n', long, value_name = "COUNT")]
     samples: Option<usize>,
     /// Most tenants with real pods at a time, 0.6 GiB each [default: 25, quick: 5].

@@ -17,7 +17,7 @@ use crate::kubectl::at;
 use crate::probe::Probe;
 use crate::wait;
 
-const NAMESPACE: &str = "bench";
+pub(super) const NAMESPACE: &str = "bench";
 const TENANTS: &str = "/apis/kaas.dev/v1alpha1/namespaces/bench/tenantclusters";
 /// How exact a time is.
 pub(super) const POLL: Duration = Duration::from_millis(20);

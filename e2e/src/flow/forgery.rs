@@ -13,7 +13,7 @@ use crate::wait;
 
 /// Namespace of the forger; it has every right in it.
 const TEAM: &str = "kaas-e2e-forger";
-const USER: &str = "--as=mallory";
+pub(super) const USER: &str = "--as=mallory";
 const VICTIM: &str = "green";
 const FORGED: &str = "forged";
 const THIEF: &str = "thief";

@@ -15,6 +15,7 @@ use crate::wait;
 
 mod daily;
 mod departure;
+mod external;
 mod forgery;
 mod pool;
 mod refusal;
@@ -66,6 +67,11 @@ pub(super) const FLOWS: &[Flow] = &[
         name: "a changed template rolls the workers",
         local_only: LOCAL,
         run: departure::a_template_rolls,
+    },
+    Flow {
+        name: "a machine of one's own joins by the printed command",
+        local_only: LOCAL,
+        run: external::a_machine_of_ones_own_joins,
     },
     Flow {
         name: "a pool that cannot be is a condition, and others go on",

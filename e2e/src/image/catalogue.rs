@@ -20,8 +20,9 @@ const NONROOT: &str = "65532:65532";
 /// What kubeadm of this Kubernetes names.
 const PAUSE_VERSION: &str = "3.10.2";
 
-/// What the worker's container starts with, and containerd's configuration there.
+/// What the worker's container starts with, what makes it a machine, and containerd's configuration there.
 const WORKER_ENTRYPOINT: &str = include_str!("../../../worker/entrypoint");
+const WORKER_ISOLATION: &str = include_str!("../../../worker/isolation");
 const WORKER_CONTAINERD: &str = include_str!("../../../worker/containerd.toml");
 
 /// An image for workers, under all the names by which it is pulled.
@@ -162,6 +163,7 @@ fn worker(toolbox: &Toolbox) -> Result<Image, Error> {
         // busybox' own shell takes its own mount, umount and unshare, whatever PATH says.
         .link("/bin/sh", "/usr/bin/dash")
         .text("/usr/local/bin/entrypoint", WORKER_ENTRYPOINT, 0o755)
+        .text("/usr/local/share/kaas/isolation", WORKER_ISOLATION, 0o644)
         .text("/usr/local/share/kaas/containerd.toml", WORKER_CONTAINERD, 0o644)
         .text("/etc/os-release", &worker_release(), 0o644);
     for name in ["kubelet", "kubeadm", "containerd", "containerd-shim-runc-v2", "ctr"] {
@@ -200,10 +202,12 @@ mod tests {
 
     #[test]
     fn the_worker_s_files_fit_each_other() {
-        let script = Invocation::new("sh").arg("-n").input(WORKER_ENTRYPOINT).run();
-        assert!(script.is_ok(), "{script:?}");
+        for script in [WORKER_ENTRYPOINT, WORKER_ISOLATION] {
+            let checked = Invocation::new("sh").arg("-n").input(script).run();
+            assert!(checked.is_ok(), "{checked:?}");
+        }
         for place in ["@SANDBOX_IMAGE@", "/etc/containerd/certs.d", "/run/containerd/containerd.sock"] {
-            assert!(WORKER_ENTRYPOINT.contains(place) && WORKER_CONTAINERD.contains(place), "{place}");
+            assert!(WORKER_ISOLATION.contains(place) && WORKER_CONTAINERD.contains(place), "{place}");
         }
     }
 

@@ -79,12 +79,14 @@ fn tenant_view() -> ClusterRole {
 }
 
 /// Write access for whoever has `edit` or `admin` in a namespace. Workers are the operator's: who could write them could
-/// name machines that are not his.
+/// name machines that are not his. They may be deleted, and their patches are kept to one annotation by an admission policy
+/// of the chart.
 fn tenant_edit() -> ClusterRole {
     let write = ["create", "delete", "deletecollection", "patch", "update"];
     let objects = rule(name::GROUP, &["tenantclusters", "workerpools"], &write);
     let scale = rule(name::GROUP, &["workerpools/scale"], &["patch", "update"]);
-    cluster_role("kaas-tenant-edit", &["edit", "admin"], vec![objects, scale])
+    let workers = rule(name::GROUP, &["workers"], &["delete", "patch"]);
+    cluster_role("kaas-tenant-edit", &["edit", "admin"], vec![objects, scale, workers])
 }
 
 /// The catalogue, for whoever has `view` cluster-wide; the chart binds it to more groups.
@@ -163,11 +165,12 @@ mod tests {
     }
 
     #[test]
-    fn tenants_write_no_status_no_worker_and_no_catalogue() {
+    fn tenants_write_no_status_and_no_catalogue_and_make_no_worker() {
         let written = ["kaas.dev/tenantclusters", "kaas.dev/workerpools", "kaas.dev/workerpools/scale"];
         for (resource, verb) in [tenant_view().rules, tenant_edit().rules].into_iter().flat_map(permissions) {
-            let read = resource == "kaas.dev/workers" && READ.contains(&verb.as_str());
-            assert!(read || written.contains(&resource.as_str()), "{verb} {resource}");
+            let allowed = ["get", "list", "watch", "delete", "patch"];
+            let worker = resource == "kaas.dev/workers" && allowed.contains(&verb.as_str());
+            assert!(worker || written.contains(&resource.as_str()), "{verb} {resource}");
         }
         assert!(permissions(catalogue_view().rules).iter().all(|(_, verb)| READ.contains(&verb.as_str())));
     }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{TENANT, machines, names, nodes, pool_of_two, until};
 use crate::Error;
 use crate::credentials::write_private;
-use crate::flow::forgery::may;
+use crate::flow::forgery::{USER, may};
 use crate::flow::{NAMESPACE, POLL, SOON, Stage, claim};
 use crate::kubectl::{Kubectl, at, condition};
 use crate::wait;
@@ -111,6 +111,14 @@ fn denied(asker: &Kubectl, admin: &Kubectl, forged: &Forged<'_>) -> Result<(), E
     claim(at(&request, "/status/certificate").is_null(), || format!("{} has a certificate", forged.name))
 }
 
+/// A client certificate of a worker is denied to who asks.
+pub(super) fn asks_in_vain(asker: &Kubectl, admin: &Kubectl, name: &str, worker: &str) -> Result<(), Error> {
+    let subject = format!("system:node:{worker}");
+    let organizations = &["system:nodes"];
+    denied(asker, admin, &Forged { name, signer: CLIENT, subject: &subject, organizations, addresses: &[] })?;
+    admin.run(&["delete", "certificatesigningrequest", name, "--ignore-not-found"]).map(drop)
+}
+
 fn left_alone(admin: &Kubectl, forged: &Forged<'_>) -> Result<(), Error> {
     ask(admin, forged)?;
     let since = Instant::now();
@@ -164,7 +172,7 @@ fn as_worker(stage: &Stage, admin: &Kubectl, worker: &str) -> Result<Kubectl, Er
 }
 
 /// The tenant's endpoint as another user.
-fn as_user(stage: &Stage, name: &str, user: &Value) -> Result<Kubectl, Error> {
+pub(super) fn as_user(stage: &Stage, name: &str, user: &Value) -> Result<Kubectl, Error> {
     let mut config: Value = serde_yaml::from_str(&stage.tenant_kubeconfig(TENANT)?)
         .map_err(|error| Error::Invalid(format!("kubeconfig: {error}")))?;
     if let Some(place) = config.pointer_mut("/users/0/user") {
@@ -214,7 +222,7 @@ fn tenants_stay_outside(stage: &Stage) -> Result<(), Error> {
         (&machines, "create", "pods"),
         (&machines, "create", "pods/exec"),
         (NAMESPACE, "create", "workers.kaas.dev"),
-        (NAMESPACE, "patch", "workers.kaas.dev"),
+        (NAMESPACE, "update", "workers.kaas.dev"),
         (NAMESPACE, "patch", "workers.kaas.dev/status"),
         (NAMESPACE, "patch", "workerpools.kaas.dev/status"),
         (NAMESPACE, "create", "instancetypes.kaas.dev"),
@@ -223,6 +231,29 @@ fn tenants_stay_outside(stage: &Stage) -> Result<(), Error> {
             format!("mallory may {verb} {resource} in {namespace}")
         })?;
     }
+    of_a_worker_only_the_order_is_asked_for(stage)?;
     let delete = ["--namespace", NAMESPACE, "delete", "rolebinding", "forger"];
     stage.kubectl.run(&delete).map(drop)
+}
+
+/// The tenant's user may say which worker goes first, and write nothing else of it.
+fn of_a_worker_only_the_order_is_asked_for(stage: &Stage) -> Result<(), Error> {
+    let found = super::workers(stage)?;
+    let name = names(&found).into_iter().next().unwrap_or_default();
+    let worker = |what: &[&str]| stage.kubectl.run(&[&[USER, "--namespace", NAMESPACE], what].concat());
+    worker(&["annotate", "workers.kaas.dev", &name, "kaas.dev/delete-first=true"])?;
+    worker(&["annotate", "workers.kaas.dev", &name, "kaas.dev/delete-first-"])?;
+    for patch in [
+        json!({"metadata": {"finalizers": null}}),
+        json!({"metadata": {"ownerReferences": null}}),
+        json!({"metadata": {"labels": {"kaas.dev/tenant-uid": "another"}}}),
+        json!({"metadata": {"annotations": {"kaas.dev/other": "true"}}}),
+    ] {
+        let text = patch.to_string();
+        let refused = worker(&["patch", "workers.kaas.dev", &name, "--type=merge", "--patch", &text]);
+        claim(refused.as_ref().is_err_and(|error| error.to_string().contains("delete-first")), || {
+            format!("mallory may patch a Worker with {text}: {refused:?}")
+        })?;
+    }
+    Ok(())
 }
