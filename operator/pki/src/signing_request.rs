@@ -114,10 +114,8 @@ mod tests {
     #[test]
     fn what_kubelets_ask_for_is_read_whole() {
         let text = request(|params| {
-            params.subject_alt_names = vec![
-                SanType::DnsName("p-0".try_into().unwrap()),
-                SanType::IpAddress([10, 0, 0, 1].into()),
-            ];
+            params.subject_alt_names =
+                vec![SanType::DnsName("p-0".try_into().unwrap()), SanType::IpAddress([10, 0, 0, 1].into())];
         });
         let read = SigningRequest::parse(text.as_bytes()).unwrap();
         assert_eq!(read.common_names, ["system:node:p-0"]);
@@ -132,7 +130,8 @@ mod tests {
     fn whatever_else_is_asked_for_is_told() {
         for (change, word) in [
             (
-                (|params| params.distinguished_name.push(DnType::LocalityName, "x")) as fn(&mut CertificateParams),
+                (|params| params.distinguished_name.push(DnType::LocalityName, "x"))
+                    as fn(&mut CertificateParams),
                 "subject part",
             ),
             (
@@ -165,7 +164,8 @@ mod tests {
             use base64::Engine as _;
             base64::engine::general_purpose::STANDARD.encode(&forged)
         };
-        let forged = format!("-----BEGIN CERTIFICATE REQUEST-----\n{encoded}\n-----END CERTIFICATE REQUEST-----\n");
+        let forged =
+            format!("-----BEGIN CERTIFICATE REQUEST-----\n{encoded}\n-----END CERTIFICATE REQUEST-----\n");
         for text in ["", "x", &good.replace("REQUEST", "CRL"), &format!("{good}{other}"), &forged] {
             let error = SigningRequest::parse(text.as_bytes()).unwrap_err().to_string();
             assert!(error.starts_with("signing request cannot be read: "), "{error}");
