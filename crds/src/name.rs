@@ -31,6 +31,12 @@ pub const TENANT_NAME_LABEL: &str = "kaas.dev/tenant-name";
 pub const CLUSTER_LABEL: &str = "kaas.dev/cluster";
 /// Label on Workers and Nodes: name of the pool. [`pool_selector`] selects by it.
 pub const POOL_LABEL: &str = "kaas.dev/pool";
+/// Label on what is a worker's outside of its team's namespace: UID of the Worker.
+pub const WORKER_UID_LABEL: &str = "kaas.dev/worker-uid";
+/// Annotation on the Secret with a worker's bootstrap material: public part of the token in it.
+pub const TOKEN_ANNOTATION: &str = "kaas.dev/token-id";
+/// Annotation on the Secret with a worker's bootstrap material: when the token in it ends.
+pub const TOKEN_EXPIRES_ANNOTATION: &str = "kaas.dev/token-expires";
 /// Annotation on a Worker, set by its user: of several that may go this one goes first.
 pub const DELETE_FIRST_ANNOTATION: &str = "kaas.dev/delete-first";
 /// Annotation on a Node: keys of those labels that are the pool's, so that no others are ever removed.
@@ -60,6 +66,8 @@ pub mod component {
     pub const KONNECTIVITY_SERVER: &str = "konnectivity-server";
     /// controller-manager and scheduler, which share a pod.
     pub const KUBE_CONTROLLERS: &str = "kube-controllers";
+    /// Machines of workers that are pods.
+    pub const WORKER: &str = "worker";
 }
 
 /// Namespace of the control plane of the TenantCluster with this UID.

@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser;
+use ipnet::IpNet;
 use jiff::SignedDuration;
 use kaas_lifecycle::tenant::Platform;
+use kaas_lifecycle::workers::observed::Offer;
 
 use crate::telemetry;
 
@@ -66,6 +68,19 @@ pub struct Args {
     #[arg(long, env = "KAAS_AUTHORITY_LIFETIME", default_value = "87600h", value_parser = lifetime)]
     pub authority_lifetime: SignedDuration,
 
+    /// Offer workers that are privileged pods of this cluster: for trying out, and for tenants who are trusted with it.
+    #[arg(long, env = "KAAS_POD_WORKERS")]
+    pub pod_workers: bool,
+
+    /// URL of a registry that workers which are pods take for the mirror of every registry. Empty: none.
+    #[arg(long, env = "KAAS_POD_WORKERS_MIRROR", default_value = "", value_parser = mirror)]
+    pub pod_workers_mirror: String,
+
+    /// A network of this cluster, as pods=10.0.0.0/16, services=10.1.0.0/16 or nodes=192.0.2.0/24; may be repeated.
+    /// Workers that are pods cannot be of clusters whose networks overlap one of them.
+    #[arg(long = "management-network", env = "KAAS_MANAGEMENT_NETWORKS", value_delimiter = ',', value_parser = network)]
+    pub management_networks: Vec<(String, IpNet)>,
+
     /// Form of the log.
     #[arg(long, env = "KAAS_LOG_FORMAT", default_value = "json")]
     pub log_format: telemetry::Format,
@@ -96,6 +111,10 @@ pub struct Settings {
     pub leaf_lifetime: SignedDuration,
     /// Lifetime of certificate authorities.
     pub authority_lifetime: SignedDuration,
+    /// What pools may ask for.
+    pub offer: Offer,
+    /// Mirror of every registry for workers that are pods; empty: none.
+    pub mirror: String,
 }
 
 /// Flags that are good alone but not together.
@@ -136,6 +155,8 @@ impl TryFrom<Args> for Settings {
             concurrency: usize::from(args.concurrency),
             leaf_lifetime: leaf,
             authority_lifetime: authority,
+            offer: Offer { pods: args.pod_workers, networks: args.management_networks },
+            mirror: args.pod_workers_mirror,
         })
     }
 }
@@ -235,6 +256,24 @@ fn registry(text: &str) -> Result<String, String> {
         .to_owned())
 }
 
+/// A registry as containerd's configuration names it: with its scheme.
+fn mirror(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    if text.is_empty() || host.is_some_and(|host| registry(host).is_ok_and(|host| !host.is_empty())) {
+        return Ok(text.trim_end_matches('/').to_owned());
+    }
+    Err("must be the URL of a registry, such as https://mirror.example.com:5000".to_owned())
+}
+
+/// What for, and the network.
+fn network(text: &str) -> Result<(String, IpNet), String> {
+    let parsed = text.split_once('=').and_then(|(what, network)| Some((what, network.parse().ok()?)));
+    match parsed {
+        Some((what @ ("pods" | "services" | "nodes"), network)) => Ok((what.to_owned(), network)),
+        _ => Err("must be pods, services or nodes, and a network, such as pods=10.0.0.0/16".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -275,8 +314,26 @@ mod tests {
                 concurrency: 64,
                 leaf_lifetime: SignedDuration::from_hours(365 * 24),
                 authority_lifetime: SignedDuration::from_hours(3650 * 24),
+                offer: Offer::default(),
+                mirror: String::new(),
             }
         );
+    }
+
+    #[test]
+    fn workers_as_pods_are_offered_when_asked_for() {
+        let settings = parse(&[
+            "--pod-workers",
+            "--pod-workers-mirror=http://registry.kaas-registry.svc.cluster.local:5000/",
+            "--management-network=pods=10.0.0.0/16",
+            "--management-network=nodes=192.0.2.7/32",
+        ])
+        .unwrap();
+        assert!(settings.offer.pods);
+        assert_eq!(settings.mirror, "http://registry.kaas-registry.svc.cluster.local:5000");
+        let networks: Vec<String> =
+            settings.offer.networks.iter().map(|(what, network)| format!("{what} {network}")).collect();
+        assert_eq!(networks, ["pods 10.0.0.0/16", "nodes 192.0.2.7/32"]);
     }
 
     #[test]
@@ -311,6 +368,9 @@ mod tests {
         for (flags, parts) in [
             (&["--registry=https://mirror"][..], ["--registry", "https://mirror", "without scheme"]),
             (&["--registry=mirror/k8s:v1"], ["--registry", "mirror/k8s:v1", "without scheme and tag"]),
+            (&["--pod-workers-mirror=mirror.example"], ["--pod-workers-mirror", "mirror.example", "URL"]),
+            (&["--management-network=10.0.0.0/8"], ["--management-network", "10.0.0.0/8", "such as pods="]),
+            (&["--management-network=pods=10.0.0.0"], ["--management-network", "pods=10.0.0.0", "such as"]),
             (&["--registry=mirror:0"], ["--registry", "mirror:0", "such as"]),
             (&["--registry=mirror//x"], ["--registry", "mirror//x", "such as"]),
             (&["--registry=Mirror"], ["--registry", "Mirror", "such as"]),

@@ -12,6 +12,7 @@ use kaas_lifecycle::action::{Action, EtcdOrder};
 use kaas_lifecycle::object::{Kind, Reference};
 use kaas_lifecycle::observed::Observed;
 use kaas_lifecycle::plan::Plan;
+use kaas_lifecycle::report::Failure;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
 
@@ -61,6 +62,15 @@ pub(crate) enum Error {
     /// Inside a tenant whose client is gone.
     #[error("the tenant's API has no client")]
     NoClient,
+    /// What it was decided on is no longer so.
+    #[error("{0}: what it was decided on has changed")]
+    Changed(String),
+    /// A plan of another kind of object: a defect.
+    #[error("{0}: this is no action for such an object; this is a defect of the operator")]
+    Misplaced(String),
+    /// No secret can be drawn.
+    #[error("the system gives no random numbers")]
+    NoRandomness,
     /// Another operator leads.
     #[error("no longer leading")]
     NotLeading,
@@ -71,10 +81,25 @@ impl Error {
     pub(crate) fn class(&self) -> Class {
         match self {
             Error::Write { source, .. } => classify(source),
-            Error::KeyMaterial { .. } => Class::Bug,
+            Error::KeyMaterial { .. } | Error::Misplaced(_) | Error::NoRandomness => Class::Bug,
+            Error::Changed(_) => Class::Conflict,
             Error::NoAuthority(_) | Error::NoClient | Error::Etcd { .. } => Class::Transient,
             Error::NotLeading => Class::NotLeading,
         }
+    }
+
+    /// What failed, without what changes from try to try.
+    pub(crate) fn told(&self) -> String {
+        match self {
+            Error::Write { what, source: kube::Error::Api(status) } => format!("{what}: {}", status.message),
+            other => other.to_string(),
+        }
+    }
+
+    /// As it is told in a status.
+    pub(crate) fn failure(&self) -> Failure {
+        let class = self.class();
+        Failure { reason: class.reason(), message: self.told(), transient: class.is_transient() }
     }
 }
 

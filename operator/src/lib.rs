@@ -16,3 +16,4 @@ mod publish;
 pub mod run;
 pub mod telemetry;
 mod tenant;
+mod workers;

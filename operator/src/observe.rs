@@ -11,7 +11,7 @@ use futures::future::{try_join, try_join_all};
 use futures::join;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kaas_crds::{KubernetesReleaseSpec, TenantCluster, name};
+use kaas_crds::{KubernetesReleaseSpec, TenantCluster, Worker, name};
 use kaas_lifecycle::endpoint;
 use kaas_lifecycle::object::{Kind, Reference};
 use kaas_lifecycle::observed::{Live, Namespace, Observed};
@@ -24,6 +24,7 @@ use crate::class::{Class, classify};
 use crate::cluster::{self, DEADLINE, within};
 use crate::keyring::Keyring;
 use crate::tenant::Tenants;
+use crate::workers::fleet::Fleet;
 
 mod etcd;
 mod pod;
@@ -63,6 +64,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) tenants: &'a Arc<Tenants>,
     /// A turn to read the management cluster.
     pub(crate) reading: &'a Semaphore,
+    /// Pools and workers.
+    pub(crate) fleet: &'a Fleet,
 }
 
 /// So many tenants are read from the management cluster at a time, each with a dozen requests. More would not be
@@ -121,10 +124,14 @@ pub(crate) async fn observe(
         probe: None,
         addresses: BTreeSet::new(),
         inside: None,
-        // Nothing in this operator makes Workers: there are none that could be left.
-        workers: Some(Tally::default()),
+        workers: sources.fleet.tally(namespace, cluster, &tenant.uid),
         tenant,
     };
+    if observed.deleting() {
+        // By a watch alone nobody may go: one that it has not told of yet would be left behind.
+        let left = left(client, namespace, &observed.tenant.uid).await?;
+        observed.workers = observed.workers.map(|tally| Tally { left, ..tally });
+    }
     let mut keyring = Keyring::default();
     let beside: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let kubeconfig_name = name::kubeconfig_secret(cluster);
@@ -174,6 +181,14 @@ pub(crate) async fn observe(
         }
     }
     Ok(Some((observed, keyring)))
+}
+
+/// Workers that are left of a cluster.
+async fn left(client: &kube::Client, namespace: &str, uid: &str) -> Result<usize, Error> {
+    let workers: Api<Worker> = Api::namespaced(client.clone(), namespace);
+    let params = ListParams::default().labels(&format!("{}={uid}", name::TENANT_UID_LABEL));
+    let found = within(DEADLINE, workers.list_metadata(&params)).await;
+    Ok(found.map_err(failed("Workers", namespace))?.items.len())
 }
 
 fn failed(kind: &str, name: &str) -> impl FnOnce(kube::Error) -> Error {

@@ -3,16 +3,22 @@
 //! What is already written is not written again.
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kaas_crds::condition::{ConditionType, Reason};
 use kaas_crds::{TenantCluster, TenantClusterStatus, name};
 use kaas_lifecycle::observed::Observed;
 use kaas_lifecycle::report;
+use kube::Resource;
 use kube::api::{Api, PostParams};
+use kube::core::NamespaceResourceScope;
 use kube::runtime::events::{Event, EventType, Recorder};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::class::{Class, classify};
 use crate::cluster::{DEADLINE, within};
 use crate::execute::Tools;
+use crate::run::Context;
 
 /// A status that could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -67,13 +73,59 @@ pub(crate) async fn publish(
         Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
         Err(error) => return Err(Error::Write(error)),
     }
-    for event in transitions(before, status) {
+    let conditions = before.map_or(&[][..], |before| &before.conditions);
+    tell(recorder, "TenantCluster", &observed.cluster.metadata, conditions, &status.conditions).await;
+    Ok(())
+}
+
+/// Writes the status of a pool or a worker as a whole, on the version that was read, and tells its turns.
+pub(crate) async fn publish_whole<K>(
+    context: &Context,
+    recorder: &Recorder,
+    kind: &'static str,
+    whole: &K,
+    (before, after): (&[Condition], &[Condition]),
+) -> Result<(), Error>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Serialize
+        + DeserializeOwned
+        + std::fmt::Debug,
+{
+    context.gate.check().map_err(|_| Error::NotLeading)?;
+    let metadata = whole.meta();
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
+    let params = PostParams { field_manager: Some(name::FIELD_MANAGER.into()), ..PostParams::default() };
+    let own = metadata.name.as_deref().unwrap_or_default();
+    let written = within(DEADLINE, api.replace_status(own, &params, whole)).await;
+    let failure = written.as_ref().err().map(|error| classify(error).as_str());
+    context.metrics.writes.count(kind, "status", failure);
+    match written {
+        Ok(_) => {}
+        Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
+        Err(error) => return Err(Error::Write(error)),
+    }
+    tell(recorder, kind, metadata, before, after).await;
+    Ok(())
+}
+
+/// An event for each transition that people wait for.
+async fn tell(
+    recorder: &Recorder,
+    kind: &str,
+    metadata: &ObjectMeta,
+    before: &[Condition],
+    after: &[Condition],
+) {
+    for event in transitions(before, after) {
         let about = ObjectReference {
             api_version: Some("kaas.dev/v1alpha1".into()),
-            kind: Some("TenantCluster".into()),
-            namespace: Some(tenant.namespace.clone()),
-            name: Some(tenant.name.clone()),
-            uid: Some(tenant.uid.clone()),
+            kind: Some(kind.into()),
+            namespace: metadata.namespace.clone(),
+            name: metadata.name.clone(),
+            uid: metadata.uid.clone(),
             ..ObjectReference::default()
         };
         if let Err(error) = within(DEADLINE, recorder.publish(&event, &about)).await {
@@ -81,12 +133,9 @@ pub(crate) async fn publish(
             tracing::debug!(%error, "event was not written");
         }
     }
-    Ok(())
 }
 
-fn fact(
-    condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition,
-) -> Option<(ConditionType, &'static str, Reason)> {
+fn fact(condition: &Condition) -> Option<(ConditionType, &'static str, Reason)> {
     let kind = ConditionType::ALL.iter().find(|kind| kind.to_string() == condition.type_)?;
     let reason = Reason::ALL.iter().find(|reason| reason.as_str() == condition.reason)?;
     let status = ["True", "False", "Unknown"].into_iter().find(|status| *status == condition.status)?;
@@ -96,14 +145,12 @@ fn fact(
 /// Conditions whose turns are events.
 const TOLD: [ConditionType; 3] = [ConditionType::Ready, ConditionType::EtcdHealthy, ConditionType::Stalled];
 
-fn transitions(before: Option<&TenantClusterStatus>, after: &TenantClusterStatus) -> Vec<Event> {
-    let told = after
-        .conditions
-        .iter()
-        .filter(|condition| TOLD.iter().any(|kind| kind.to_string() == condition.type_));
+fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Event> {
+    let told = after.iter().filter(|condition| TOLD.iter().any(|kind| kind.to_string() == condition.type_));
     told.filter_map(|condition| {
         let last = before
-            .and_then(|status| status.conditions.iter().find(|other| other.type_ == condition.type_))
+            .iter()
+            .find(|other| other.type_ == condition.type_)
             .map_or("", |last| last.status.as_str());
         // Stalled is bad when True, the others when False; what is good from the start is no news.
         let bad = (condition.status == "True") == (condition.type_ == ConditionType::Stalled.to_string());

@@ -39,6 +39,8 @@ const IDLE: Duration = Duration::from_secs(30);
 /// A connection serves probes for so long: when proxies and balancers turn new clients away, those that are connected
 /// notice nothing, and Ready has to be False half a minute after the first failure.
 const AGE: Duration = Duration::from_secs(10);
+/// A watch on which nothing comes for so long is dead: the server ends it before.
+const WATCH: Duration = Duration::from_secs(65);
 /// While a control plane comes up, its first answer is wanted at once.
 const EAGER: Duration = Duration::from_millis(200);
 /// For so long after its first probe a tenant that does not answer is probed eagerly.
@@ -58,10 +60,36 @@ pub(crate) struct Tenants {
     metrics: Arc<Metrics>,
 }
 
+/// How a tenant's API is reached.
+#[derive(Clone)]
+pub(crate) struct Access {
+    /// For single requests.
+    pub(crate) client: kube::Client,
+    /// URL of the API.
+    pub(crate) server: String,
+    /// Certificate of the authority that it is known by, PEM.
+    pub(crate) authority: String,
+    config: Arc<kube::Config>,
+}
+
+impl Access {
+    /// A client of its own for watches, whose connections say nothing for longer than a request may take.
+    pub(crate) fn watching(&self) -> Option<kube::Client> {
+        let mut config = kube::Config::clone(&self.config);
+        config.read_timeout = Some(WATCH);
+        connect(&config)
+    }
+
+    /// Whether both lead to the same place with the same credentials.
+    pub(crate) fn is(&self, other: &Access) -> bool {
+        Arc::ptr_eq(&self.config, &other.config)
+    }
+}
+
 struct Entry {
     /// What the client was made from; a change makes a new one.
     made_from: (String, String, String),
-    client: kube::Client,
+    access: Access,
     latest: Arc<Mutex<Option<Probe>>>,
     task: AbortHandle,
 }
@@ -92,10 +120,11 @@ impl Tenants {
         let mut entries = locked(&self.entries);
         let known = entries.get(&tenant.uid);
         if let Some(entry) = known.filter(|entry| entry.made_from == made_from) {
-            return Some(entry.client.clone());
+            return Some(entry.access.client.clone());
         }
         let key = keyring.get(OPERATOR_SECRET, "api.key")?;
-        let client = connect(&made_from.0, authority, certificate, key)?;
+        let config = Arc::new(configure(&made_from.0, authority, certificate, key)?);
+        let client = connect(&config)?;
         // What was seen before stays evidence while the new client makes its first request.
         let latest = known.map(|entry| entry.latest.clone()).unwrap_or_default();
         let name = (tenant.namespace.clone(), tenant.name.clone());
@@ -108,8 +137,15 @@ impl Tenants {
             self.metrics.clone(),
         );
         let task = tokio::spawn(probing).abort_handle();
-        entries.insert(tenant.uid.clone(), Entry { made_from, client: client.clone(), latest, task });
+        let (server, _, authority) = made_from.clone();
+        let access = Access { client: client.clone(), server, authority, config };
+        entries.insert(tenant.uid.clone(), Entry { made_from, access, latest, task });
         Some(client)
+    }
+
+    /// How a tenant's API is reached, once its control plane was looked at.
+    pub(crate) fn access(&self, uid: &str) -> Option<Access> {
+        locked(&self.entries).get(uid).map(|entry| entry.access.clone())
     }
 
     /// What the last probe gave.
@@ -133,7 +169,7 @@ impl Tenants {
     }
 }
 
-fn connect(server: &str, authority: &str, certificate: &str, key: &str) -> Option<kube::Client> {
+fn configure(server: &str, authority: &str, certificate: &str, key: &str) -> Option<kube::Config> {
     let encode = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
     let mut config = kube::Config::new(server.parse().ok()?);
     config.root_cert = Some(vec![kaas_pki::Certificate::parse(authority).ok()?.der().to_vec()]);
@@ -147,7 +183,13 @@ fn connect(server: &str, authority: &str, certificate: &str, key: &str) -> Optio
     config.reset_reader_on_write = true;
     // Whoever asks here has a deadline: a blocked server must not be asked fifteen times behind our back.
     config.default_retry = false;
-    kube::Client::try_from(config).inspect_err(|error| tracing::warn!(%error, "no client for a tenant")).ok()
+    Some(config)
+}
+
+fn connect(config: &kube::Config) -> Option<kube::Client> {
+    kube::Client::try_from(config.clone())
+        .inspect_err(|error| tracing::warn!(%error, "no client for a tenant"))
+        .ok()
 }
 
 async fn probe_for_ever(
@@ -296,7 +338,7 @@ mod tests {
         tokio::spawn(serve(listener, connections.clone()));
         let own = rcgen::generate_simple_self_signed(["own".to_owned()]).unwrap();
         let (certificate, key) = (own.cert.pem(), own.signing_key.serialize_pem());
-        let client = connect(&server, &certificate, &certificate, &key).unwrap();
+        let client = connect(&configure(&server, &certificate, &certificate, &key).unwrap()).unwrap();
         let metrics = Metrics::new();
         let pause = async |time| {
             tokio::time::pause();

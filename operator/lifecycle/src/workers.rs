@@ -8,6 +8,7 @@ mod choice;
 pub mod infrastructure;
 pub mod join;
 pub mod lint;
+pub mod machine;
 pub mod node;
 pub mod observed;
 pub mod orphan;

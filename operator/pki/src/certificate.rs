@@ -3,6 +3,7 @@
 
 use std::{fmt::Write, net::IpAddr};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use jiff::Timestamp;
 use x509_parser::{
     certificate::X509Certificate,
@@ -84,6 +85,13 @@ impl Certificate {
             && own.verify_signature(Some(issuer.public_key())).is_ok()
     }
 
+    /// SHA-256 of the subject's public key in lower-case hexadecimal: what `kubeadm join` pins an authority by.
+    #[must_use]
+    pub fn public_key_hash(&self) -> String {
+        let key = parse_x509_certificate(&self.der).map(|(_, own)| own.public_key().raw.to_vec());
+        hexadecimal(digest(&SHA256, &key.unwrap_or_default()).as_ref())
+    }
+
     /// The bytes that the PEM text carried.
     #[must_use]
     pub fn der(&self) -> &[u8] {
@@ -120,14 +128,29 @@ fn alternative_names(x509: &X509Certificate<'_>) -> Result<(Vec<String>, Vec<IpA
     let extension =
         x509.subject_alternative_name().map_err(|error| extension("subject alternative name", error))?;
     for name in extension.iter().flat_map(|found| &found.value.general_names) {
-        match name {
-            GeneralName::DNSName(name) => dns_names.push((*name).to_owned()),
-            GeneralName::IPAddress(bytes) => ip_addresses.push(ip_address(bytes)?),
-            // Names of other kinds mean nothing to Kubernetes.
-            _ => {}
+        match alternative_name(name)? {
+            Some(Name::Dns(name)) => dns_names.push(name),
+            Some(Name::Address(address)) => ip_addresses.push(address),
+            // It means nothing to Kubernetes.
+            None => {}
         }
     }
     Ok((dns_names, ip_addresses))
+}
+
+/// A name that means something to Kubernetes.
+pub(crate) enum Name {
+    Dns(String),
+    Address(IpAddr),
+}
+
+/// `None` for names of other kinds.
+pub(crate) fn alternative_name(name: &GeneralName<'_>) -> Result<Option<Name>, Error> {
+    Ok(match name {
+        GeneralName::DNSName(name) => Some(Name::Dns((*name).to_owned())),
+        GeneralName::IPAddress(bytes) => Some(Name::Address(ip_address(bytes)?)),
+        _ => None,
+    })
 }
 
 fn ip_address(bytes: &[u8]) -> Result<IpAddr, Error> {
@@ -166,7 +189,7 @@ fn key_ids(x509: &X509Certificate<'_>) -> (Option<String>, Option<String>) {
     (subject, authority)
 }
 
-fn strings<'a>(
+pub(crate) fn strings<'a>(
     attributes: impl Iterator<Item = &'a AttributeTypeAndValue<'a>>,
 ) -> Result<Vec<String>, Error> {
     attributes

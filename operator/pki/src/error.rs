@@ -49,6 +49,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The text is not one PKCS#10 request in PEM, signed by its own key.
+    #[error("signing request cannot be read: {reason}")]
+    SigningRequest {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The text is not a private key in PEM of a kind that is accepted.
     #[error("private key of {owner:?} cannot be read: {reason}")]
     PrivateKey {

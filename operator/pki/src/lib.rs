@@ -31,6 +31,7 @@ mod error;
 mod key;
 mod kubeconfig;
 mod request;
+mod signing_request;
 mod validity;
 
 pub use authority::{Authority, Issued};
@@ -39,4 +40,5 @@ pub use error::Error;
 pub use key::ServiceAccountKey;
 pub use kubeconfig::{Kubeconfig, kubeconfig};
 pub use request::{Request, Usages};
+pub use signing_request::SigningRequest;
 pub use validity::{CLOCK_SKEW, Validity};

@@ -24,7 +24,7 @@ const NAMED: usize = 10;
 
 /// The catalogue, kept up to date.
 #[derive(Clone)]
-pub(super) struct Catalogue {
+pub(crate) struct Catalogue {
     store: Store<KubernetesRelease>,
     changed: watch::Receiver<u64>,
 }
@@ -49,7 +49,7 @@ pub(super) fn catalogue(client: &kube::Client) -> (Catalogue, impl Future<Output
 
 impl Catalogue {
     /// Entries by version.
-    pub(super) fn releases(&self) -> BTreeMap<String, KubernetesReleaseSpec> {
+    pub(crate) fn releases(&self) -> BTreeMap<String, KubernetesReleaseSpec> {
         self.store
             .state()
             .iter()

@@ -2,28 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::stream::{self, Stream, StreamExt};
-use jiff::Timestamp;
 use kaas_crds::{TenantCluster, name};
 use kaas_lifecycle::lint;
 use kaas_lifecycle::object::Kind;
 use kaas_lifecycle::plan::{Plan, plan};
-use kaas_lifecycle::report::{self, Failure};
+use kaas_lifecycle::report;
 use kube::api::{Api, DynamicObject};
 use kube::core::PartialObjectMeta;
 use kube::runtime::controller::{Action, Config, Controller};
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 use tracing::{Instrument, debug, error, warn};
 
+use super::back_off::{self, Attempts, BACK_OFF};
 use super::kubernetes_release::{self, Catalogue};
-use super::orphan;
+use super::{DEBOUNCE, WATCH_TIMEOUT_SECONDS, named, orphan};
 use crate::class::Class;
 use crate::cluster::resource;
 use crate::execute::{Lifetimes, Tools, execute};
@@ -32,17 +33,12 @@ use crate::publish::publish;
 use crate::run::Context;
 use crate::telemetry;
 use crate::tenant::{Name, Tenants};
+use crate::workers::Yard;
 use crate::{execute as execution, observe as observation, publish as publication};
 
 /// Passes of observing, planning and acting in one reconcile. A creation needs three; more would mean that two
 /// writers undo each other.
 const PASSES: usize = 6;
-/// Wakes that come together are served together.
-const DEBOUNCE: Duration = Duration::from_millis(50);
-/// First and last pause after failures.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
-/// A watch that says nothing for so long is asked again: a dead connection must not look like a quiet world.
-const WATCH_TIMEOUT_SECONDS: u32 = 55;
 
 /// Kinds whose changes in a control-plane namespace wake its tenant.
 const WAKING: [Kind; 10] = [
@@ -87,9 +83,9 @@ pub(super) struct World {
     context: Context,
     catalogue: Catalogue,
     tenants: Arc<Tenants>,
+    yard: Arc<Yard>,
     recorder: Recorder,
-    /// Failures in a row, by UID.
-    attempts: Mutex<BTreeMap<String, u32>>,
+    attempts: Attempts,
     /// Tells turns apart in the log.
     turns: AtomicU64,
     /// Versions asked for, by UID, as last read.
@@ -99,11 +95,6 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Failures in a row of one tenant.
-    fn failures(&self, uid: &str) -> u32 {
-        self.attempts().get(uid).copied().unwrap_or_default()
-    }
-
     /// The version that a tenant asks for; `None` until it was read.
     pub(super) fn version(&self, uid: &str) -> Option<String> {
         self.versions.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
@@ -121,31 +112,29 @@ impl World {
             }
         }
     }
-
-    fn attempts(&self) -> MutexGuard<'_, BTreeMap<String, u32>> {
-        // Counters cannot be left half-changed.
-        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Runs the controller until it is told to stop.
-pub(super) async fn run(context: &Context, catalogue: Catalogue) {
+pub(super) async fn run(
+    context: &Context,
+    catalogue: Catalogue,
+    yard: &Arc<Yard>,
+    recorder: Recorder,
+    woken: UnboundedReceiver<Name>,
+) {
     tokio::select! {
         () = catalogue.ready() => {}
         () = context.stop.cancelled() => return,
     }
     let settings = &context.settings;
     let client = &context.client;
-    let (wake, woken) = mpsc::unbounded_channel();
     let world = Arc::new(World {
         context: context.clone(),
         catalogue: catalogue.clone(),
-        tenants: Tenants::new(wake, settings.probe_interval, context.metrics.clone()),
-        recorder: Recorder::new(
-            client.clone(),
-            Reporter { controller: name::FIELD_MANAGER.into(), instance: Some(settings.identity.clone()) },
-        ),
-        attempts: Mutex::default(),
+        tenants: yard.tenants.clone(),
+        yard: yard.clone(),
+        recorder,
+        attempts: Attempts::new(context.metrics.clone()),
         turns: AtomicU64::default(),
         versions: Mutex::default(),
         reading: Semaphore::new(READ_AT_ONCE),
@@ -154,7 +143,7 @@ pub(super) async fn run(context: &Context, catalogue: Catalogue) {
     let (reader, clusters) = clusters(client);
     let controller = Controller::for_stream(clusters, reader.clone())
         .with_config(Config::default().debounce(DEBOUNCE).concurrency(concurrency))
-        .reconcile_on(from_probes(woken))
+        .reconcile_on(named(woken))
         .reconcile_on(stream::select_all(WAKING.map(|kind| changes(client, kind).boxed())))
         .reconcile_all_on(catalogue.changes())
         .graceful_shutdown_on(context.stop.clone().cancelled_owned());
@@ -189,11 +178,6 @@ fn clusters(
         .reflect(writer)
         .touched_objects();
     (reader, watched)
-}
-
-fn from_probes(woken: mpsc::UnboundedReceiver<Name>) -> impl Stream<Item = ObjectRef<Known>> {
-    stream::unfold(woken, |mut woken| async move { woken.recv().await.map(|name| (name, woken)) })
-        .map(|(namespace, name)| ObjectRef::new(&name).within(&namespace))
 }
 
 /// Names of tenants something of which changed. Only metadata is watched, and nothing of it is kept. The labels that
@@ -231,9 +215,7 @@ async fn reconcile(cluster: Arc<Known>, world: Arc<World>) -> Result<Action, Err
     let failure = result.as_ref().err().map(|error| error.class().as_str());
     world.context.metrics.reconciles.observe("tenantcluster", failure, begin.elapsed());
     if result.is_ok() {
-        let mut attempts = world.attempts();
-        attempts.remove(uid);
-        world.context.metrics.queue.backing_off(attempts.len());
+        world.attempts.end(uid);
     }
     result
 }
@@ -247,6 +229,7 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
         catalogue: world.catalogue.releases(),
         tenants: &world.tenants,
         reading: &world.reading,
+        fleet: &world.yard.fleet,
     };
     let tools = Tools {
         client: &context.client,
@@ -273,6 +256,9 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
             let status = report::derive(&observed, &plan, Some(&refusal));
             publish(&tools, &world.recorder, &observed, &status).await?;
             return Ok(Action::requeue(BACK_OFF.1));
+        }
+        if observed.deleting() && observed.workers.as_ref().is_some_and(|tally| tally.left == 0) {
+            dissolve(world, &observed.tenant.uid).await;
         }
         let outcome = execute(&tools, &plan, &observed, &mut keyring).await;
         debug!(
@@ -305,13 +291,9 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
                 if matches!(class, Class::NotLeading | Class::Conflict) {
                     return Err(error.into());
                 }
-                let failure = Failure {
-                    reason: class.reason(),
-                    message: told(&error),
-                    transient: class.is_transient(),
-                };
+                let failure = error.failure();
                 // A single failure that passes by itself is no news yet.
-                let repeated = world.failures(uid) >= 2;
+                let repeated = world.attempts.count(uid) >= 2;
                 if repeated || !failure.transient {
                     let status = report::derive(&observed, &plan, Some(&failure));
                     publish(&tools, &world.recorder, &observed, &status).await?;
@@ -323,46 +305,30 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
     Ok(Action::requeue(BACK_OFF.0))
 }
 
-/// What failed, without what changes from try to try.
-fn told(error: &execution::Error) -> String {
-    match error {
-        execution::Error::Write { what, source: kube::Error::Api(status) } => {
-            format!("{what}: {}", status.message)
-        }
-        other => other.to_string(),
+/// What the workers of a cluster that ends had besides machines. Should that fail, an empty namespace is left, which is
+/// reported as an orphan.
+async fn dissolve(world: &World, uid: &str) {
+    if world.context.gate.check().is_err() {
+        return;
+    }
+    if let Err(refusal) = world.yard.pods.dissolve(uid).await {
+        warn!(tenant_uid = uid, why = refusal.message, "the namespace of its workers was not deleted");
     }
 }
 
 fn next(plan: &Plan) -> Action {
-    match plan.wake_at {
-        Some(at) => {
-            let pause = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
-            Action::requeue(pause.max(BACK_OFF.0))
-        }
-        None => Action::await_change(),
-    }
+    back_off::until(plan.wake_at)
 }
 
-/// Doubles the pause with each failure in a row, for this tenant alone.
 fn back_off(cluster: Arc<Known>, error: &Error, world: Arc<World>) -> Action {
     let class = error.class();
-    world.context.metrics.queue.retried(class.as_str());
-    if class == Class::NotLeading {
-        return Action::await_change();
-    }
-    let uid = cluster.metadata.uid.clone().unwrap_or_default();
-    let mut all = world.attempts();
-    let attempts = all.entry(uid).or_insert(0);
-    *attempts = attempts.saturating_add(1);
-    let attempts = *attempts;
-    world.context.metrics.queue.backing_off(all.len());
     let metadata = &cluster.metadata;
-    warn!(
-        namespace = metadata.namespace, name = metadata.name, class = class.as_str(), attempts, %error,
-        "reconcile failed"
-    );
-    if class == Class::Conflict && attempts < 5 {
-        return Action::requeue(Duration::from_millis(20));
+    let (attempts, action) = world.attempts.add(metadata.uid.as_deref().unwrap_or_default(), class);
+    if class != Class::NotLeading {
+        warn!(
+            namespace = metadata.namespace, name = metadata.name, class = class.as_str(), attempts, %error,
+            "reconcile failed"
+        );
     }
-    Action::requeue(BACK_OFF.0.saturating_mul(2_u32.saturating_pow((attempts - 1).min(10))).min(BACK_OFF.1))
+    action
 }

@@ -9,22 +9,22 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
+use kaas_crds::name::BOOTSTRAP_GROUP;
 
 /// Signs clients of the API server that are kubelets.
 pub const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 /// Signs kubelets' own servers.
 pub const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
 /// Users of bootstrap tokens are this and the public part of the token.
-const BOOTSTRAP_USER: &str = "system:bootstrap:";
+pub const BOOTSTRAP_USER: &str = "system:bootstrap:";
 /// Nodes are this and their name.
-const NODE_USER: &str = "system:node:";
+pub const NODE_USER: &str = "system:node:";
 /// Group, and organization, of nodes.
 const NODE_GROUP: &str = "system:nodes";
 /// Groups that a node has. One with more of them was made by somebody else.
 const NODE_GROUPS: [&str; 2] = [NODE_GROUP, "system:authenticated"];
-/// Groups that a bootstrap token of ours gives. The second is the one of kubeadm's tokens.
-const BOOTSTRAP_GROUPS: [&str; 3] =
-    ["system:bootstrappers", "system:bootstrappers:kubeadm:default-node-token", "system:authenticated"];
+/// Groups that a bootstrap token of ours gives.
+const BOOTSTRAP_GROUPS: [&str; 3] = ["system:bootstrappers", BOOTSTRAP_GROUP, "system:authenticated"];
 /// A request that waited so long is not the answer to what is going on now: the kubelet makes another one.
 const LIFETIME: SignedDuration = SignedDuration::from_hours(1);
 

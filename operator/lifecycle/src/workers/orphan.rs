@@ -15,6 +15,8 @@ use crate::workers::action::Action;
 pub struct Listed {
     /// What the infrastructure knows it by.
     pub id: String,
+    /// Name of the worker that it was made for.
+    pub name: String,
     /// UID of the worker that it was made for.
     pub worker_uid: String,
     /// UID of the cluster that it was made for.
@@ -70,7 +72,13 @@ mod tests {
     use super::*;
 
     fn machine(id: &str, worker: &str, cluster: &str) -> Listed {
-        Listed { id: id.into(), worker_uid: worker.into(), cluster_uid: cluster.into(), stopping: false }
+        Listed {
+            id: id.into(),
+            name: worker.into(),
+            worker_uid: worker.into(),
+            cluster_uid: cluster.into(),
+            stopping: false,
+        }
     }
 
     #[test]

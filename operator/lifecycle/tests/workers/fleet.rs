@@ -414,6 +414,7 @@ impl Fleet {
             .machines
             .iter()
             .map(|(uid, (_, machine))| Listed {
+                name: uid.clone(),
                 id: machine.id.clone(),
                 worker_uid: uid.clone(),
                 cluster_uid: CLUSTER.into(),
