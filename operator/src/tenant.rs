@@ -25,6 +25,7 @@ use tracing::debug;
 
 use crate::class::classify;
 use crate::cluster::within;
+use crate::inside::Memory;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 
@@ -63,6 +64,7 @@ struct Entry {
     made_from: (String, String, String),
     client: kube::Client,
     latest: Arc<Mutex<Option<Probe>>>,
+    inside: Arc<Memory>,
     task: AbortHandle,
 }
 
@@ -98,18 +100,31 @@ impl Tenants {
         let client = connect(&made_from.0, authority, certificate, key)?;
         // What was seen before stays evidence while the new client makes its first request.
         let latest = known.map(|entry| entry.latest.clone()).unwrap_or_default();
+        let inside = known.map(|entry| entry.inside.clone()).unwrap_or_default();
         let name = (tenant.namespace.clone(), tenant.name.clone());
         let probing = probe_for_ever(
             client.clone(),
             latest.clone(),
+            inside.clone(),
             self.wake.clone(),
             name,
             self.interval,
             self.metrics.clone(),
         );
         let task = tokio::spawn(probing).abort_handle();
-        entries.insert(tenant.uid.clone(), Entry { made_from, client: client.clone(), latest, task });
+        entries.insert(tenant.uid.clone(), Entry { made_from, client: client.clone(), latest, inside, task });
         Some(client)
+    }
+
+    /// The same with what is remembered of its inside.
+    pub(crate) fn inside(
+        &self,
+        observed: &Observed,
+        keyring: &Keyring,
+    ) -> Option<(kube::Client, Arc<Memory>)> {
+        let client = self.client(observed, keyring)?;
+        let memory = locked(&self.entries).get(&observed.tenant.uid)?.inside.clone();
+        Some((client, memory))
     }
 
     /// What the last probe gave.
@@ -153,6 +168,7 @@ fn connect(server: &str, authority: &str, certificate: &str, key: &str) -> Optio
 async fn probe_for_ever(
     client: kube::Client,
     latest: Arc<Mutex<Option<Probe>>>,
+    inside: Arc<Memory>,
     wake: UnboundedSender<Name>,
     name: Name,
     interval: Duration,
@@ -179,6 +195,7 @@ async fn probe_for_ever(
             *latest = Some(next);
             (changed, serving)
         };
+        let changed = serving && inside.glance(&client).await || changed;
         if changed && wake.send(name.clone()).is_err() {
             return;
         }

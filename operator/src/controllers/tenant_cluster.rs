@@ -27,6 +27,7 @@ use super::orphan;
 use crate::class::Class;
 use crate::cluster::resource;
 use crate::execute::{Lifetimes, Tools, execute};
+use crate::inside::{self, Kept};
 use crate::observe::{READ_AT_ONCE, Sources, observe};
 use crate::publish::publish;
 use crate::run::Context;
@@ -259,7 +260,7 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
         },
     };
     for pass in 1..=PASSES {
-        let Some((observed, mut keyring)) = observe(&sources, namespace, name).await? else {
+        let Some((mut observed, mut keyring)) = observe(&sources, namespace, name).await? else {
             world.tenants.forget(uid);
             world.note_version(uid, None);
             context.metrics.tenants.forget(uid);
@@ -296,9 +297,16 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
                 if unheard && !observed.deleting() && observed.cluster.status.is_some() {
                     return Ok(next(&plan));
                 }
+                let kept = inside::keep(&tools, &plan, &mut observed, &keyring).await;
+                if matches!(kept, Kept::Changed) && pass < PASSES {
+                    continue;
+                }
                 let status = report::derive(&observed, &plan, None);
                 publish(&tools, &world.recorder, &observed, &status).await?;
-                return Ok(next(&plan));
+                return Ok(match kept {
+                    Kept::Later(pause) => Action::requeue(pause.min(until(&plan).unwrap_or(pause))),
+                    Kept::Well | Kept::Changed => next(&plan),
+                });
             }
             Err(error) => {
                 let class = error.class();
@@ -334,13 +342,13 @@ fn told(error: &execution::Error) -> String {
 }
 
 fn next(plan: &Plan) -> Action {
-    match plan.wake_at {
-        Some(at) => {
-            let pause = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
-            Action::requeue(pause.max(BACK_OFF.0))
-        }
-        None => Action::await_change(),
-    }
+    until(plan).map_or_else(Action::await_change, Action::requeue)
+}
+
+/// The pause until the plan wants to look again.
+fn until(plan: &Plan) -> Option<Duration> {
+    let pause = plan.wake_at?.duration_since(Timestamp::now());
+    Some(Duration::try_from(pause).unwrap_or_default().max(BACK_OFF.0))
 }
 
 /// Doubles the pause with each failure in a row, for this tenant alone.
