@@ -19,6 +19,8 @@ pub enum ConditionType {
     InfrastructureReady,
     /// Every addon runs.
     AddonsReady,
+    /// API servers reach workers, and what runs on them.
+    TunnelHealthy,
     /// No certificate is near its end.
     CertificatesValid,
     /// What runs is what would be rendered now.
@@ -31,13 +33,14 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// All of them.
-    pub const ALL: [ConditionType; 10] = [
+    pub const ALL: [ConditionType; 11] = [
         ConditionType::Ready,
         ConditionType::ControlPlaneAvailable,
         ConditionType::EtcdHealthy,
         ConditionType::WorkersReady,
         ConditionType::InfrastructureReady,
         ConditionType::AddonsReady,
+        ConditionType::TunnelHealthy,
         ConditionType::CertificatesValid,
         ConditionType::UpToDate,
         ConditionType::Reconciling,
@@ -104,6 +107,16 @@ reasons! {
     WorkersNotReady,
     /// There are no addons.
     NoAddons,
+    /// Every addon runs.
+    AddonsRunning,
+    /// Some pods of addons do not run.
+    AddonsNotReady,
+    /// The tenant cluster refuses an addon.
+    AddonsRefused,
+    /// Agents of the tunnel are connected.
+    AgentsConnected,
+    /// No agent of the tunnel is connected.
+    AgentsMissing,
     /// All certificates are valid.
     CertificatesCurrent,
     /// A certificate is near its end and could not be renewed yet.

@@ -59,8 +59,27 @@ pub(crate) async fn list(
     namespace: Option<&str>,
     selector: &str,
 ) -> Result<Vec<(Reference, Live)>, kube::Error> {
+    list_with(client, kind, namespace, &ListParams::default().labels(selector)).await
+}
+
+/// The same out of the API server's memory: maybe a moment old, and etcd is not asked.
+pub(crate) async fn list_cached(
+    client: &kube::Client,
+    kind: Kind,
+    namespace: Option<&str>,
+    selector: &str,
+) -> Result<Vec<(Reference, Live)>, kube::Error> {
+    list_with(client, kind, namespace, &ListParams::default().labels(selector).match_any()).await
+}
+
+async fn list_with(
+    client: &kube::Client,
+    kind: Kind,
+    namespace: Option<&str>,
+    params: &ListParams,
+) -> Result<Vec<(Reference, Live)>, kube::Error> {
     let api = api(client, kind, namespace);
-    let found = within(DEADLINE, api.list(&ListParams::default().labels(selector))).await?;
+    let found = within(DEADLINE, api.list(params)).await?;
     Ok(found
         .items
         .into_iter()

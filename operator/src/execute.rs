@@ -195,6 +195,8 @@ async fn act(
                 .await
                 .map_err(failed("apply inside the tenant", &object.reference))?;
         }
+        // What is switched off goes with the addons, after everything else.
+        Action::DeleteInside { .. } => {}
         Action::Etcd(order) => {
             tracing::info!(?order, "etcd");
             order_etcd(client, order, observed, keyring).await?;
@@ -216,6 +218,7 @@ fn label(action: &Action) -> (String, &'static str) {
         Action::Issue(issue) => (issue.reference.kind.to_string(), "apply"),
         Action::Delete { reference, .. } => (reference.kind.to_string(), "delete"),
         Action::ApplyInside { object, .. } => (object.reference.kind.to_string(), "apply_inside"),
+        Action::DeleteInside { reference, .. } => (reference.kind.to_string(), "delete_inside"),
         Action::Etcd(_) => ("Etcd".into(), "order"),
     }
 }

@@ -8,6 +8,7 @@ mod cluster;
 pub mod controllers;
 mod etcd;
 mod execute;
+mod inside;
 mod keyring;
 pub mod leader;
 pub mod metrics;

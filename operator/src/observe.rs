@@ -12,6 +12,7 @@ use futures::join;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kaas_crds::{KubernetesReleaseSpec, TenantCluster, Worker, name};
+use kaas_lifecycle::action::Authority;
 use kaas_lifecycle::endpoint;
 use kaas_lifecycle::object::{Kind, Reference};
 use kaas_lifecycle::observed::{Live, Namespace, Observed};
@@ -22,6 +23,7 @@ use tokio::sync::Semaphore;
 
 use crate::class::{Class, classify};
 use crate::cluster::{self, DEADLINE, within};
+use crate::inside;
 use crate::keyring::Keyring;
 use crate::tenant::Tenants;
 use crate::workers::fleet::Fleet;
@@ -124,6 +126,8 @@ pub(crate) async fn observe(
         probe: None,
         addresses: BTreeSet::new(),
         inside: None,
+        addons: None,
+        authority: None,
         workers: sources.fleet.tally(namespace, cluster, &tenant.uid),
         tenant,
     };
@@ -167,17 +171,25 @@ pub(crate) async fn observe(
         .map(|found| (found.metadata.name.clone().unwrap_or_default(), secret::facts(found, &keyring)))
         .collect();
     observed.kubeconfig = kubeconfig.map(|found| secret::facts(&found, &keyring));
+    observed.authority = keyring.authority_certificate(Authority::Cluster).map(str::to_owned);
     observed.pods = pods.items.iter().map(pod::facts).collect();
     if !observed.deleting() {
         let (etcd, inside) = join!(
             etcd::observe(&observed.tenant, &pods.items, &keyring),
-            inside(sources, &observed, &keyring)
+            own_objects(sources, &observed, &keyring)
         );
         observed.etcd = etcd;
         observed.inside = inside;
         observed.probe = sources.tenants.latest(&observed.tenant.uid);
         if let Some(endpoint) = endpoint::endpoint(&observed) {
             observed.addresses = resolve(&endpoint.host, endpoint.port).await;
+        }
+        let tenant = sources.tenants.inside(&observed, &keyring).filter(|_| observed.inside.is_some());
+        if let Some((client, memory)) = tenant {
+            let reading = inside::observe(&client, &memory, &mut observed);
+            if let Err(error) = within(DEADLINE, reading).await {
+                tracing::debug!(%error, "the tenant's addons were not read");
+            }
         }
     }
     Ok(Some((observed, keyring)))
@@ -254,8 +266,8 @@ fn namespace(name: String, live: &Live) -> Namespace {
     }
 }
 
-/// Our objects inside the tenant; `None` unless its API answered the last probe and this read.
-async fn inside(
+/// What makes a tenant's API complete, as it is inside; `None` unless its API answered the last probe and this read.
+async fn own_objects(
     sources: &Sources<'_>,
     observed: &Observed,
     keyring: &Keyring,

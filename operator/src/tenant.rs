@@ -25,6 +25,7 @@ use tracing::debug;
 
 use crate::class::classify;
 use crate::cluster::within;
+use crate::inside::Memory;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 
@@ -91,6 +92,7 @@ struct Entry {
     made_from: (String, String, String),
     access: Access,
     latest: Arc<Mutex<Option<Probe>>>,
+    inside: Arc<Memory>,
     task: AbortHandle,
 }
 
@@ -127,10 +129,12 @@ impl Tenants {
         let client = connect(&config)?;
         // What was seen before stays evidence while the new client makes its first request.
         let latest = known.map(|entry| entry.latest.clone()).unwrap_or_default();
+        let inside = known.map(|entry| entry.inside.clone()).unwrap_or_default();
         let name = (tenant.namespace.clone(), tenant.name.clone());
         let probing = probe_for_ever(
             client.clone(),
             latest.clone(),
+            inside.clone(),
             self.wake.clone(),
             name,
             self.interval,
@@ -139,13 +143,24 @@ impl Tenants {
         let task = tokio::spawn(probing).abort_handle();
         let (server, _, authority) = made_from.clone();
         let access = Access { client: client.clone(), server, authority, config };
-        entries.insert(tenant.uid.clone(), Entry { made_from, access, latest, task });
+        entries.insert(tenant.uid.clone(), Entry { made_from, access, latest, inside, task });
         Some(client)
     }
 
     /// How a tenant's API is reached, once its control plane was looked at.
     pub(crate) fn access(&self, uid: &str) -> Option<Access> {
         locked(&self.entries).get(uid).map(|entry| entry.access.clone())
+    }
+
+    /// The same with what is remembered of its inside.
+    pub(crate) fn inside(
+        &self,
+        observed: &Observed,
+        keyring: &Keyring,
+    ) -> Option<(kube::Client, Arc<Memory>)> {
+        let client = self.client(observed, keyring)?;
+        let memory = locked(&self.entries).get(&observed.tenant.uid)?.inside.clone();
+        Some((client, memory))
     }
 
     /// What the last probe gave.
@@ -195,6 +210,7 @@ fn connect(config: &kube::Config) -> Option<kube::Client> {
 async fn probe_for_ever(
     client: kube::Client,
     latest: Arc<Mutex<Option<Probe>>>,
+    inside: Arc<Memory>,
     wake: UnboundedSender<Name>,
     name: Name,
     interval: Duration,
@@ -221,6 +237,7 @@ async fn probe_for_ever(
             *latest = Some(next);
             (changed, serving)
         };
+        let changed = serving && inside.glance(&client).await || changed;
         if changed && wake.send(name.clone()).is_err() {
             return;
         }

@@ -67,6 +67,13 @@ pub enum Action {
         /// Under which condition.
         precondition: Precondition,
     },
+    /// Delete an object inside the tenant cluster.
+    DeleteInside {
+        /// What.
+        reference: Reference,
+        /// Exactly this one.
+        uid: String,
+    },
     /// An order to etcd.
     Etcd(EtcdOrder),
 }
@@ -194,7 +201,8 @@ impl Action {
     pub fn disruption(&self) -> Disruption {
         match self {
             Action::AddFinalizer { .. } | Action::Issue(_) | Action::ApplyInside { .. } => Disruption::None,
-            Action::Apply { .. } => Disruption::Reversible,
+            // What is switched off can be switched on again.
+            Action::Apply { .. } | Action::DeleteInside { .. } => Disruption::Reversible,
             Action::Etcd(
                 EtcdOrder::MoveLeader { .. } | EtcdOrder::AddLearner { .. } | EtcdOrder::Promote { .. },
             ) => Disruption::Reversible,

@@ -28,15 +28,16 @@ use kaas_crds::{KubernetesReleaseSpec, TenantClusterSpec};
 use serde_json::{Value, json};
 
 pub use self::addons::{
-    AGENT_AUDIENCE, AGENT_PORT, AGENT_SERVICE_ACCOUNT, Facts, Machine, SERVER_USER, Settings,
-    addon_references, addons, dns_address, kubelet_configuration, ours, unwanted_addons,
+    AGENT, AGENT_AUDIENCE, AGENT_PORT, AGENT_SERVICE_ACCOUNT, Facts, Machine, NAMESPACE as ADDON_NAMESPACE,
+    SERVER_USER, Settings, addon_references, addons, dns_address, fill, kubelet_configuration, ours, revised,
+    unwanted_addons,
 };
 pub(crate) use self::etcd::etcd_lone_host;
 pub use self::etcd::{
     EtcdBootstrap, EtcdIdentity, SEVERAL_ELECTION_TIMEOUT, etcd_client_url, etcd_member_name, etcd_peer_url,
 };
 pub use self::inside::{tenant_objects, tenant_references};
-pub(crate) use self::tunnel::{CLIENT, SERVER, SERVER_NAME, TUNNEL_PORT_NAME};
+pub(crate) use self::tunnel::{CLIENT, SERVER, SERVER_NAME};
 use crate::object::{Kind, Object, Reference};
 use crate::tenant::{Platform, Tenant};
 
@@ -84,7 +85,14 @@ pub fn namespace(tenant: &Tenant) -> Object {
     Object::new(reference, json!({"metadata": {"labels": labels}}))
 }
 
-/// What runs pods: the part of the rendering that a stored revision holds.
+/// What a stored revision holds: everything whose change restarts something, on workers too.
+pub fn rendering(inputs: &Inputs<'_>) -> Vec<Object> {
+    let mut objects = workloads(inputs);
+    objects.extend(addons::addon_templates(inputs));
+    objects
+}
+
+/// What runs the control plane's pods.
 pub fn workloads(inputs: &Inputs<'_>) -> Vec<Object> {
     vec![etcd::stateful_set(inputs), apiserver::deployment(inputs), controllers::deployment(inputs)]
 }
@@ -103,6 +111,7 @@ pub fn surroundings(
         etcd::bootstrap(inputs, bootstrap),
         apiserver::configuration(inputs),
     ];
+    objects.extend(apiserver::agent_service(inputs));
     objects.extend(identity.map(|identity| etcd::identity(inputs, identity)));
     objects.extend(policy::policies(inputs));
     objects.extend(

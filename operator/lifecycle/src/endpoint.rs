@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use kaas_crds::name::component;
 use kaas_crds::tenant_cluster::EndpointType;
 
-use crate::desired::{AGENT_PORT, TUNNEL_PORT_NAME};
+use crate::desired::AGENT_PORT;
 use crate::object::Kind;
 use crate::observed::Observed;
 
@@ -44,17 +44,20 @@ pub fn endpoint(observed: &Observed) -> Option<Endpoint> {
     Some(Endpoint { host, port })
 }
 
-/// Where the tunnel's agents are let in, at the same host; once it is known.
-pub fn tunnel_port(observed: &Observed) -> Option<u16> {
+/// Where the tunnel's agents are let in, once everything of it is known.
+pub fn tunnel(observed: &Observed) -> Option<Endpoint> {
+    let service = || observed.live(Kind::Service, component::KONNECTIVITY_SERVER);
     match observed.cluster.spec.control_plane.endpoint.kind {
         EndpointType::NodePort => {
-            let service = observed.live(Kind::Service, component::KUBE_APISERVER)?;
-            let ports = service.get("/spec/ports")?.as_array()?;
-            let port =
-                ports.iter().find(|port| port.get("name").is_some_and(|name| name == TUNNEL_PORT_NAME))?;
-            u16::try_from(port.get("nodePort")?.as_u64()?).ok().filter(|port| *port != 0)
+            let port = u16::try_from(service()?.count("/spec/ports/0/nodePort")).ok();
+            Some(Endpoint { host: host(observed)?, port: port.filter(|port| *port != 0)? })
         }
-        EndpointType::ClusterIP | EndpointType::LoadBalancer => Some(AGENT_PORT),
+        EndpointType::ClusterIP => {
+            let host = service()?.text("/spec/clusterIP").to_owned();
+            (!host.is_empty()).then_some(Endpoint { host, port: AGENT_PORT })
+        }
+        // A second port of the endpoint.
+        EndpointType::LoadBalancer => Some(Endpoint { host: host(observed)?, port: AGENT_PORT }),
     }
 }
 

@@ -248,24 +248,27 @@ fn apiserver_certificates(
     ]
 }
 
-/// The tunnel's server reads its certificate when it starts, so that it has a name that never changes; what is known of
-/// the endpoint is named too, for agents that can call it by nothing else.
+/// The tunnel's server reads its certificate when it starts, so that it has a name that never changes, which agents give
+/// to whatever address the endpoint has. An endpoint that is a name they can call by nothing else.
 fn tunnel_certificates(host: Option<&str>) -> Vec<CertificateRequest> {
-    let mut server = CertificateRequest {
+    let mut dns_names = vec![desired::SERVER_NAME.to_owned()];
+    dns_names.extend(host.filter(|host| host.parse::<IpAddr>().is_err()).map(str::to_owned));
+    let server = CertificateRequest {
         name: desired::SERVER.into(),
         authority: Authority::Cluster,
         common_name: desired::SERVER_NAME.into(),
         organizations: vec![],
-        dns_names: vec![desired::SERVER_NAME.to_owned()],
+        dns_names,
         ip_addresses: vec![],
         usage: Usage::Server,
     };
-    match host.map(|host| host.parse::<IpAddr>().map_err(|_| host.to_owned())) {
-        Some(Ok(address)) => server.ip_addresses.push(address),
-        Some(Err(host)) => server.dns_names.push(host),
-        None => {}
-    }
     vec![server, client(desired::CLIENT, Authority::Cluster, desired::SERVER_USER, None)]
+}
+
+/// Since when API servers have to run, so that their tunnel's server has read the certificate that there is now. It
+/// reads it once, and nothing but a roll brings it a new one.
+pub fn tunnel_renewed(observed: &Observed) -> Option<Timestamp> {
+    observed.secrets.get(component::KONNECTIVITY_SERVER)?.written
 }
 
 fn client(

@@ -3,6 +3,7 @@
 //! This crate knows no clock, no randomness, no environment and no network. Time is data.
 
 pub mod action;
+pub mod addons;
 pub mod desired;
 pub mod difference;
 pub mod drain;

@@ -13,6 +13,8 @@ use serde_json::Value;
 
 use self::quorum::Members;
 use crate::action::{Action, Disruption, EtcdOrder, Issue, Material, Precondition};
+use crate::addons;
+use crate::desired;
 use crate::etcd::{self, CLUSTER_ID_KEY, Health};
 use crate::key_material::{self, AUTHORITY_SECRET};
 use crate::object::{Kind, Object, Reference};
@@ -93,7 +95,7 @@ pub fn check(observed: &Observed, plan: &Plan) -> Vec<Breach> {
         action: String::new(),
         breaches: Vec::new(),
     };
-    for action in plan.waves.iter().flatten() {
+    for action in plan.waves.iter().chain(&plan.addons).flatten() {
         lint.action = tell(action);
         lint.inspect(action);
     }
@@ -123,6 +125,7 @@ fn tell(action: &Action) -> String {
         Action::Delete { reference, .. } => format!("delete {reference}"),
         Action::Issue(issue) => format!("issue {}", issue.reference),
         Action::ApplyInside { object, .. } => format!("apply {} inside the tenant", object.reference),
+        Action::DeleteInside { reference, .. } => format!("delete {reference} inside the tenant"),
         Action::Etcd(EtcdOrder::MoveLeader { to }) => format!("move etcd's leadership to {to:x}"),
         Action::Etcd(EtcdOrder::AddLearner { peer_url }) => format!("add etcd learner {peer_url}"),
         Action::Etcd(EtcdOrder::Promote { id }) => format!("promote etcd learner {id:x}"),
@@ -192,6 +195,7 @@ impl<'a> Lint<'a> {
             Action::Delete { reference, uid, .. } => self.delete(reference, uid),
             Action::Issue(issue) => self.issue(issue),
             Action::ApplyInside { object, precondition } => self.apply_inside(object, precondition),
+            Action::DeleteInside { reference, uid } => self.delete_inside(reference, uid),
             Action::Etcd(order) => {
                 if let Err(fact) = self.members.order(order) {
                     self.breach(Invariant::Quorum, fact);
@@ -326,13 +330,37 @@ impl<'a> Lint<'a> {
 
     fn apply_inside(&mut self, object: &Object, precondition: &Precondition) {
         self.consistent(object);
-        let listed = plan::inside_references().contains(&object.reference);
-        self.require(listed, Invariant::Ownership, "it is not an object that is kept inside tenants");
-        let Some(inside) = &self.observed.inside else {
+        let reference = &object.reference;
+        let seen = if plan::inside_references().contains(reference) {
+            self.observed.inside.as_ref()
+        } else if desired::addon_references().contains(reference) {
+            self.addons(reference)
+        } else {
+            return self.breach(Invariant::Ownership, "it is not an object that is kept inside tenants");
+        };
+        let Some(seen) = seen else {
             return self.breach(Invariant::Precondition, "the tenant's API was not read");
         };
-        let live = inside.get(&object.reference);
-        self.guarded(live.map(|live| live.resource_version.as_str()), precondition);
+        self.guarded(seen.get(reference).map(|live| live.resource_version.as_str()), precondition);
+    }
+
+    fn delete_inside(&mut self, reference: &Reference, uid: &str) {
+        let off = desired::unwanted_addons(&self.observed.cluster.spec.addons).contains(reference);
+        self.require(off, Invariant::Ownership, "it is not switched off");
+        let live = self.addons(reference).and_then(|seen| seen.get(reference));
+        let ours = live.is_some_and(desired::ours);
+        self.require(ours, Invariant::Ownership, "the operator has not put it there");
+        self.exactly(live.map(|live| live.uid.as_str()), uid);
+    }
+
+    /// Where an addon's object was looked for.
+    fn addons(&self, reference: &Reference) -> Option<&'a BTreeMap<Reference, Live>> {
+        let found = self.observed.addons.as_ref()?;
+        if addons::WORKLOADS.contains(&reference.kind) {
+            Some(&found.workloads)
+        } else {
+            found.others.as_ref()
+        }
     }
 
     fn delete(&mut self, reference: &Reference, uid: &str) {

@@ -45,8 +45,23 @@ pub struct Observed {
     pub addresses: BTreeSet<IpAddr>,
     /// Objects of ours inside the tenant; `None` when its API was not read.
     pub inside: Option<BTreeMap<Reference, Live>>,
+    /// What is kept inside the tenant for its workers; `None` when it was not looked at.
+    pub addons: Option<Addons>,
+    /// Certificate of the cluster's authority, PEM; `None` while there is none.
+    pub authority: Option<String>,
     /// Its workers; `None` when they were not read.
     pub workers: Option<Tally>,
+}
+
+/// What is inside the tenant for its workers, as far as there was reason to look.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Addons {
+    /// DaemonSets and Deployments of ours.
+    pub workloads: BTreeMap<Reference, Live>,
+    /// Everything else that is ours or has the name of something of ours; `None` when only the workloads were read.
+    pub others: Option<BTreeMap<Reference, Live>>,
+    /// What the tenant's API answered when something of it was last applied, if it refused.
+    pub refused: Option<String>,
 }
 
 /// An object as the API server has it.
@@ -98,6 +113,8 @@ pub struct Secret {
     pub applied_hash: Option<String>,
     /// The server that a kubeconfig in it names.
     pub kubeconfig_server: Option<String>,
+    /// When the operator last gave it another content, by the API server's clock.
+    pub written: Option<Timestamp>,
 }
 
 /// What a certificate says.
@@ -244,6 +261,11 @@ impl Observed {
     /// The last probe, if it is younger than this many seconds: older evidence is none.
     pub fn fresh_probe(&self, seconds: i64) -> Option<&Probe> {
         self.probe.as_ref().filter(|probe| self.now.duration_since(probe.at).as_secs() < seconds)
+    }
+
+    /// Whether the last request through the endpoint succeeded.
+    pub fn serving(&self) -> bool {
+        matches!(self.probe, Some(Probe { answer: Answer::Serving { .. }, .. }))
     }
 
     /// Whether the deletion of the TenantCluster has begun.

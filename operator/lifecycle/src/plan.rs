@@ -6,17 +6,19 @@
 use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
+use kaas_crds::KubernetesReleaseSpec;
 use kaas_crds::name::{self, component};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::action::{Action, Precondition};
+use crate::addons::{self, Outline};
 use crate::desired::{self, Inputs};
 use crate::difference::{covers, stamp};
 use crate::endpoint;
 use crate::etcd::{self, Health, Step};
 use crate::key_material;
 use crate::object::{Kind, Object, Reference};
-use crate::observed::{Answer, Observed, Pod};
+use crate::observed::{Observed, Pod};
 use crate::revision::{self, Choice};
 use crate::rollout;
 use crate::validated::{Problem, validate};
@@ -26,6 +28,9 @@ use crate::validated::{Problem, validate};
 pub struct Plan {
     /// Actions in order of dependency.
     pub waves: Vec<Vec<Action>>,
+    /// What is applied and taken away inside the tenant for its workers, after everything else: what fails there, by a
+    /// webhook of the tenant's own for example, holds up nothing.
+    pub addons: Vec<Vec<Action>>,
     /// What stands in the way.
     pub problems: Vec<Problem>,
     /// What would be rendered now, if it differs from what is applied and nobody asked for it.
@@ -35,7 +40,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether there is nothing to do.
+    /// Whether there is nothing to do, but for addons.
     pub fn is_empty(&self) -> bool {
         self.waves.iter().all(Vec::is_empty)
     }
@@ -58,18 +63,7 @@ pub fn plan(observed: &Observed) -> Plan {
     if observed.cluster.spec.paused || plan.problems.iter().any(Problem::blocks_everything) {
         return plan;
     }
-    let inputs = release.map(|release| Inputs {
-        tenant: &observed.tenant,
-        spec: &observed.cluster.spec,
-        release,
-        platform: &observed.platform,
-        alone: etcd::alone(observed),
-    });
-    // Without a catalogue entry nothing new can be rendered; what is stored goes on being applied.
-    let choice = match &inputs {
-        Some(inputs) => Some(revision::choose(observed, desired::workloads(inputs))),
-        None => revision::current(observed).map(|revision| Choice { revision, store: false, pending: None }),
-    };
+    let (inputs, choice) = basis(observed, release);
     let Some(choice) = choice else { return plan };
     plan.pending = choice.pending.clone();
     if observed.adoptable().is_some() {
@@ -88,12 +82,45 @@ pub fn plan(observed: &Observed) -> Plan {
     ];
     plan.waves.push(surplus(observed, inputs.as_ref()));
     plan.waves.retain(|wave| !wave.is_empty());
+    if let Some(inputs) = &inputs {
+        plan.addons = addons::plan(observed, inputs, &choice.revision);
+    }
     if etcd::next_step(observed).is_some() {
         plan.wake_at = wake(observed, AT_ONCE);
     } else if !plan.is_empty() || rollout::unsettled(observed) {
         plan.wake_at = wake(observed, SOON);
     }
     plan
+}
+
+/// What is rendered from, and what of it is applied.
+fn basis<'a>(
+    observed: &'a Observed,
+    release: Option<&'a KubernetesReleaseSpec>,
+) -> (Option<Inputs<'a>>, Option<Choice>) {
+    let inputs = release.map(|release| Inputs {
+        tenant: &observed.tenant,
+        spec: &observed.cluster.spec,
+        release,
+        platform: &observed.platform,
+        alone: etcd::alone(observed),
+    });
+    // Without a catalogue entry nothing new can be rendered; what is stored goes on being applied.
+    let choice = match &inputs {
+        Some(inputs) => Some(revision::choose(observed, desired::rendering(inputs))),
+        None => revision::current(observed).map(|revision| Choice { revision, store: false, pending: None }),
+    };
+    (inputs, choice)
+}
+
+/// What is to be inside the tenant for its workers, in short; `None` when nothing is, or not now.
+pub fn addon_outline(observed: &Observed) -> Option<Outline> {
+    let (release, problems) = validate(observed);
+    if problems.iter().any(Problem::blocks_everything) {
+        return None;
+    }
+    let (inputs, choice) = basis(observed, release);
+    addons::outline(observed, &inputs?, &choice?.revision)
 }
 
 fn wake(observed: &Observed, after: SignedDuration) -> Option<Timestamp> {
@@ -167,7 +194,7 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
     let mut actions: Vec<Action> = Vec::new();
     // Whether something that exists is about to change: what comes after it in the order waits for a later look.
     let mut changing = false;
-    for object in &choice.revision.objects {
+    for object in choice.revision.objects.iter().filter(|object| !revision::is_inside(object)) {
         let component = object.reference.name.as_str();
         let exists = observed.live(object.reference.kind, component).is_some();
         // Its certificate waits for the Service's address; without it the pod would wait in a kubelet's back-off.
@@ -178,6 +205,7 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
             continue;
         }
         let object = with_members(observed, revision::labelled(observed, object.clone()));
+        let object = with_certificate(observed, object);
         if let Some(action) = apply(observed, object) {
             changing |= exists;
             actions.push(action);
@@ -208,6 +236,33 @@ fn with_members(observed: &Observed, mut object: Object) -> Object {
     object
 }
 
+/// API servers from before their tunnel's certificate are replaced: an annotation says since when it is, and stays until
+/// the next time.
+fn with_certificate(observed: &Observed, mut object: Object) -> Object {
+    let has_tunnel = |object: &Object| {
+        let containers = object.content.pointer("/spec/template/spec/containers").and_then(Value::as_array);
+        containers.into_iter().flatten().any(|one| one["name"] == component::KONNECTIVITY_SERVER)
+    };
+    if object.reference.name != component::KUBE_APISERVER || !has_tunnel(&object) {
+        return object;
+    }
+    let pointer = "/spec/template/metadata/annotations";
+    let before = observed
+        .live(Kind::Deployment, component::KUBE_APISERVER)
+        .and_then(|live| live.get(pointer)?.get(name::TUNNEL_RENEWED_ANNOTATION).cloned());
+    let renewed = key_material::tunnel_renewed(observed);
+    let late = renewed.filter(|renewed| {
+        observed.pods_of(component::KUBE_APISERVER).any(|pod| !pod.terminating && pod.created < *renewed)
+    });
+    let since = late.map(|renewed| Value::from(renewed.to_string())).or(before);
+    if let (Some(since), Some(metadata)) =
+        (since, object.content.pointer_mut("/spec/template/metadata").and_then(Value::as_object_mut))
+    {
+        metadata.insert("annotations".into(), json!({name::TUNNEL_RENEWED_ANNOTATION: since}));
+    }
+    object
+}
+
 fn endpoint_unknown(observed: &Observed) -> bool {
     use kaas_crds::tenant_cluster::EndpointType::LoadBalancer;
     observed.cluster.spec.control_plane.endpoint.kind != LoadBalancer && endpoint::host(observed).is_none()
@@ -215,9 +270,9 @@ fn endpoint_unknown(observed: &Observed) -> bool {
 
 /// Objects inside the tenant: once its API answers.
 fn inside(observed: &Observed, inputs: Option<&Inputs<'_>>) -> Vec<Action> {
-    let serving =
-        matches!(observed.probe, Some(crate::observed::Probe { answer: Answer::Serving { .. }, .. }));
-    let (Some(inside), Some(inputs), true) = (&observed.inside, inputs, serving) else { return Vec::new() };
+    let (Some(inside), Some(inputs), true) = (&observed.inside, inputs, observed.serving()) else {
+        return Vec::new();
+    };
     let Some(endpoint) = endpoint::endpoint(observed) else { return Vec::new() };
     // A slice that kube-proxy reads has addresses of one family, no names.
     let family = observed.addresses.first().is_some_and(IpAddr::is_ipv4);

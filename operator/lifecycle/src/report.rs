@@ -13,6 +13,7 @@ use kaas_crds::status::{
 };
 use kaas_crds::tenant_cluster::EndpointType;
 
+use crate::addons;
 use crate::endpoint;
 use crate::etcd::{self, Health};
 use crate::key_material;
@@ -146,7 +147,6 @@ fn finished(operation: &Operation, version: Option<&str>, now: Timestamp) -> His
 }
 
 fn verdicts(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created: bool) -> Vec<Verdict> {
-    use ConditionType::AddonsReady;
     let mut verdicts = vec![
         ready(observed, plan, created),
         available(observed, created),
@@ -154,8 +154,8 @@ fn verdicts(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created
         certificates(observed),
         up_to_date(observed, plan),
         workers::workers_ready(observed.workers.as_ref()),
-        Verdict::new(AddonsReady, Is::True, Reason::NoAddons, "there are no addons"),
     ];
+    verdicts.extend(addons::verdicts(observed, plan.pending.is_some()));
     verdicts.extend(kstatus(observed, plan, failure, created));
     verdicts
 }

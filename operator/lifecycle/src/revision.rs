@@ -9,6 +9,7 @@ use kaas_crds::name;
 use kaas_crds::status::Pending;
 use serde_json::{Value, json};
 
+use crate::desired;
 use crate::difference::{describe, digest};
 use crate::object::{Kind, Object, Reference};
 use crate::observed::Observed;
@@ -92,12 +93,20 @@ pub fn choose(observed: &Observed, fresh: Vec<Object>) -> Choice {
     Choice { revision: current, store: false, pending: Some(pending) }
 }
 
-/// A workload without its own labels: they say whose it is, which can change (adoption), not what runs.
+/// A workload without its own labels: they say whose it is, which can change (adoption), not what runs. What runs on
+/// workers has none that say that.
 fn anonymous(mut object: Object) -> Object {
-    if let Some(metadata) = object.content.pointer_mut("/metadata").and_then(Value::as_object_mut) {
+    if !is_inside(&object)
+        && let Some(metadata) = object.content.pointer_mut("/metadata").and_then(Value::as_object_mut)
+    {
         metadata.remove("labels");
     }
     object
+}
+
+/// Whether it is for the inside of the tenant.
+pub fn is_inside(object: &Object) -> bool {
+    object.reference.namespace.as_deref() == Some(desired::ADDON_NAMESPACE)
 }
 
 /// A stored workload with the labels of whose it is now.

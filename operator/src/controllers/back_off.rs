@@ -65,13 +65,13 @@ impl Attempts {
 
 /// When to look again although nothing happened.
 pub(super) fn until(wake_at: Option<Timestamp>) -> Action {
-    match wake_at {
-        Some(at) => {
-            let pause = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
-            Action::requeue(pause.max(BACK_OFF.0))
-        }
-        None => Action::await_change(),
-    }
+    pause(wake_at).map_or_else(Action::await_change, Action::requeue)
+}
+
+/// The pause until then.
+pub(super) fn pause(wake_at: Option<Timestamp>) -> Option<Duration> {
+    let pause = wake_at?.duration_since(Timestamp::now());
+    Some(Duration::try_from(pause).unwrap_or_default().max(BACK_OFF.0))
 }
 
 #[cfg(test)]

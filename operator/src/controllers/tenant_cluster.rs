@@ -28,6 +28,7 @@ use super::{DEBOUNCE, WATCH_TIMEOUT_SECONDS, named, orphan};
 use crate::class::Class;
 use crate::cluster::resource;
 use crate::execute::{Lifetimes, Tools, execute};
+use crate::inside::{self, Kept};
 use crate::observe::{READ_AT_ONCE, Sources, observe};
 use crate::publish::publish;
 use crate::run::Context;
@@ -242,7 +243,7 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
         },
     };
     for pass in 1..=PASSES {
-        let Some((observed, mut keyring)) = observe(&sources, namespace, name).await? else {
+        let Some((mut observed, mut keyring)) = observe(&sources, namespace, name).await? else {
             world.tenants.forget(uid);
             world.note_version(uid, None);
             context.metrics.tenants.forget(uid);
@@ -282,9 +283,16 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
                 if unheard && !observed.deleting() && observed.cluster.status.is_some() {
                     return Ok(next(&plan));
                 }
+                let kept = inside::keep(&tools, &plan, &mut observed, &keyring).await;
+                if matches!(kept, Kept::Changed) && pass < PASSES {
+                    continue;
+                }
                 let status = report::derive(&observed, &plan, None);
                 publish(&tools, &world.recorder, &observed, &status).await?;
-                return Ok(next(&plan));
+                return Ok(match kept {
+                    Kept::Later(pause) => Action::requeue(pause.min(until(&plan).unwrap_or(pause))),
+                    Kept::Well | Kept::Changed => next(&plan),
+                });
             }
             Err(error) => {
                 let class = error.class();
@@ -317,7 +325,12 @@ async fn dissolve(world: &World, uid: &str) {
 }
 
 fn next(plan: &Plan) -> Action {
-    back_off::until(plan.wake_at)
+    until(plan).map_or_else(Action::await_change, Action::requeue)
+}
+
+/// The pause until the plan wants to look again.
+fn until(plan: &Plan) -> Option<Duration> {
+    back_off::pause(plan.wake_at)
 }
 
 fn back_off(cluster: Arc<Known>, error: &Error, world: Arc<World>) -> Action {

@@ -51,6 +51,13 @@ pub(super) fn facts(secret: &Secret, keyring: &Keyring) -> Facts {
             .and_then(|all| all.get(name::APPLIED_HASH_ANNOTATION))
             .cloned(),
         kubeconfig_server: kubeconfig.map(|(server, _)| server),
+        written: metadata
+            .managed_fields
+            .iter()
+            .flatten()
+            .filter(|entry| entry.manager.as_deref() == Some(name::FIELD_MANAGER))
+            .filter_map(|entry| entry.time.as_ref().map(|time| time.0))
+            .max(),
     }
 }
 

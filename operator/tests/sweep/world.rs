@@ -168,6 +168,8 @@ impl World {
             concurrency: 4,
             leaf_lifetime: SignedDuration::from_hours(8760),
             authority_lifetime: SignedDuration::from_hours(87600),
+            offer: kaas_lifecycle::workers::observed::Offer::default(),
+            mirror: String::new(),
         };
         World {
             record: Record::start(&admin),

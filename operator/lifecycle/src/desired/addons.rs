@@ -1,9 +1,11 @@
 //! What runs inside a tenant cluster for its workers: pure builders, one file a part.
 //!
-//! They decide every field from the tenant's spec, the catalogue entry, the platform's settings and where the API is
-//! reached; the order is always the same. What there is and what it is called stands in one list of [`Part`]s, from
-//! which the objects, the references that are looked at, and the references of what is switched off all come. A
-//! release that names no images for workers has none of it.
+//! They decide every field from the tenant's spec, the catalogue entry and the platform's settings; the order is always
+//! the same. What only the running control plane knows, such as where its API is reached, stands in them as a word that
+//! [`fill`] replaces: a stored revision holds what restarts something ([`revised`]) before there is an endpoint. What
+//! there is and what it is called stands in one list of [`Part`]s, from which the objects, the references that are
+//! looked at, and the references of what is switched off all come. A release that names no images for workers has none
+//! of it.
 //!
 //! Nothing here is privileged but what a node cannot be without: kube-proxy, which sets the node's sysctls. Nothing
 //! here changes with time, with the number of workers or of API servers.
@@ -17,23 +19,27 @@ mod kube_proxy;
 mod kubelet;
 mod metrics_server;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use ipnet::Ipv4Net;
 use kaas_crds::addons::Addons;
 use kaas_crds::kubernetes_release::AddonImages;
+use kaas_crds::name::component::KONNECTIVITY_SERVER;
 use kaas_crds::name::{COMPONENT_LABEL, MANAGED_BY, MANAGED_BY_LABEL};
 use serde_json::{Value, json};
 
-pub use self::konnectivity::{AGENT_AUDIENCE, AGENT_PORT, AGENT_SERVICE_ACCOUNT, SERVER_USER};
+pub use self::konnectivity::{AGENT, AGENT_AUDIENCE, AGENT_PORT, AGENT_SERVICE_ACCOUNT, SERVER_USER};
 pub use self::kubelet::{Machine, Settings, kubelet_configuration};
 use super::Inputs;
+use super::tunnel::SERVER_NAME;
 use crate::endpoint::Endpoint;
 use crate::object::{Kind, Object, Reference};
 use crate::observed::Live;
 
 /// Namespace of everything here that has one, but for what everybody may read.
-pub(super) const NAMESPACE: &str = "kube-system";
+pub const NAMESPACE: &str = "kube-system";
 const PUBLIC_NAMESPACE: &str = "kube-public";
 
 /// What the control plane gave, and builders cannot know.
@@ -41,18 +47,29 @@ const PUBLIC_NAMESPACE: &str = "kube-public";
 pub struct Facts {
     /// Where workers reach the API.
     pub api: Endpoint,
-    /// Port at the same host where the tunnel's agents are let in.
-    pub tunnel_port: u16,
+    /// Where the tunnel's agents are let in.
+    pub tunnel: Endpoint,
     /// Certificate of the cluster's authority, PEM.
     pub authority: String,
 }
+
+/// Words that stand for [`Facts`].
+const API_URL: &str = "@API_URL@";
+const API_ADDRESS: &str = "@API_ADDRESS@";
+const API_HOST: &str = "@API_HOST@";
+const API_PORT: &str = "@API_PORT@";
+const AUTHORITY: &str = "@AUTHORITY@";
+/// What the tunnel's servers are called by; their certificate names it.
+const TUNNEL_NAME: &str = "@TUNNEL_NAME@";
+/// The address that this name has, where it is not a name that everybody knows.
+const TUNNEL_ADDRESS: &str = "@TUNNEL_ADDRESS@";
+const TUNNEL_PORT: &str = "@TUNNEL_PORT@";
 
 /// Everything that the objects inside are made from.
 #[derive(Clone, Copy)]
 struct Site<'a> {
     inputs: &'a Inputs<'a>,
     images: &'a AddonImages,
-    facts: &'a Facts,
 }
 
 /// One object.
@@ -69,29 +86,110 @@ struct Part {
 struct Addon {
     /// Value of the component label.
     name: &'static str,
+    /// Whether it is there before the first worker: it costs nothing, and the first need not wait for it.
+    ahead: bool,
     enabled: fn(&Addons) -> bool,
     parts: &'static [Part],
 }
 
 /// All of them, in the order in which they are applied: what admits workers, then what their readiness waits for.
-static ADDONS: [Addon; 6] = [
-    Addon { name: "join", enabled: |_| true, parts: join::PARTS },
-    Addon { name: flannel::NAME, enabled: |spec| spec.cni.none.is_none(), parts: flannel::PARTS },
-    Addon { name: kube_proxy::NAME, enabled: |spec| spec.kube_proxy.enabled, parts: kube_proxy::PARTS },
-    Addon { name: konnectivity::AGENT, enabled: |_| true, parts: konnectivity::PARTS },
-    Addon { name: core_dns::NAME, enabled: |spec| spec.core_dns.enabled, parts: core_dns::PARTS },
+static ADDONS: [Addon; 7] = [
+    Addon { name: "join", ahead: true, enabled: |_| true, parts: join::PARTS },
+    Addon { name: KONNECTIVITY_SERVER, ahead: true, enabled: |_| true, parts: konnectivity::SERVER_PARTS },
+    Addon {
+        name: flannel::NAME,
+        ahead: false,
+        enabled: |spec| spec.cni.none.is_none(),
+        parts: flannel::PARTS,
+    },
+    Addon {
+        name: kube_proxy::NAME,
+        ahead: false,
+        enabled: |spec| spec.kube_proxy.enabled,
+        parts: kube_proxy::PARTS,
+    },
+    Addon { name: konnectivity::AGENT, ahead: false, enabled: |_| true, parts: konnectivity::AGENT_PARTS },
+    Addon {
+        name: core_dns::NAME,
+        ahead: false,
+        enabled: |spec| spec.core_dns.enabled,
+        parts: core_dns::PARTS,
+    },
     Addon {
         name: metrics_server::NAME,
+        ahead: false,
         enabled: |spec| spec.metrics_server.enabled,
         parts: metrics_server::PARTS,
     },
 ];
 
-/// What is to be there. Nothing if the release names no images for workers.
-pub fn addons(inputs: &Inputs<'_>, facts: &Facts) -> Vec<Object> {
+/// What is to be there, with or without what runs on workers. Nothing if the release names no images for workers.
+pub fn addons(inputs: &Inputs<'_>, workers: bool) -> Vec<Object> {
     let Some(images) = &inputs.release.addons else { return Vec::new() };
-    let site = Site { inputs, images, facts };
-    chosen(&inputs.spec.addons, true).map(|(addon, part)| part.object(addon, &site)).collect()
+    let site = Site { inputs, images };
+    chosen(&inputs.spec.addons, true)
+        .filter(|(addon, _)| workers || addon.ahead)
+        .map(|(addon, part)| part.object(addon, &site))
+        .collect()
+}
+
+/// What of them a revision holds, whatever is switched on: a switch is no new revision.
+pub(super) fn addon_templates(inputs: &Inputs<'_>) -> Vec<Object> {
+    let Some(images) = &inputs.release.addons else { return Vec::new() };
+    let site = Site { inputs, images };
+    let all = ADDONS.iter().flat_map(|addon| addon.parts.iter().map(move |part| (addon, part)));
+    all.filter(|(addon, part)| !addon.ahead && restarts(part.kind))
+        .map(|(addon, part)| part.object(addon, &site))
+        .collect()
+}
+
+/// Whether it restarts something when it changes: pods, or programs that read their configuration. A revision has it.
+pub fn revised(reference: &Reference) -> bool {
+    let mut later = ADDONS.iter().filter(|addon| !addon.ahead).flat_map(|addon| addon.parts);
+    restarts(reference.kind) && later.any(|part| part.reference() == *reference)
+}
+
+fn restarts(kind: Kind) -> bool {
+    matches!(kind, Kind::DaemonSet | Kind::Deployment | Kind::ConfigMap)
+}
+
+/// The object with the facts in the places of the words.
+pub fn fill(mut object: Object, facts: &Facts) -> Object {
+    let tunnel = &facts.tunnel;
+    // The servers are called by the name that their certificate always has; an endpoint that is itself a name cannot be
+    // given another.
+    let address: Option<IpAddr> = tunnel.host.parse().ok();
+    let url = facts.api.url();
+    let words = [
+        (API_ADDRESS, url.trim_start_matches("https://").to_owned()),
+        (API_URL, url),
+        (API_HOST, facts.api.host.clone()),
+        (API_PORT, facts.api.port.to_string()),
+        (AUTHORITY, STANDARD.encode(&facts.authority)),
+        (TUNNEL_NAME, if address.is_some() { SERVER_NAME.to_owned() } else { tunnel.host.clone() }),
+        (TUNNEL_ADDRESS, tunnel.host.clone()),
+        (TUNNEL_PORT, tunnel.port.to_string()),
+    ];
+    replace(&mut object.content, &words);
+    if address.is_none()
+        && let Some(pod) = object.content.pointer_mut("/spec/template/spec").and_then(Value::as_object_mut)
+    {
+        pod.retain(|field, _| field != "hostAliases");
+    }
+    object
+}
+
+fn replace(value: &mut Value, words: &[(&str, String)]) {
+    match value {
+        Value::String(text) => {
+            for (word, fact) in words.iter().filter(|(word, _)| text.contains(word)).collect::<Vec<_>>() {
+                *text = text.replace(word, fact);
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(|value| replace(value, words)),
+        Value::Object(map) => map.values_mut().for_each(|value| replace(value, words)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 /// What is switched off, and goes where it is [`ours`].
@@ -163,10 +261,10 @@ impl Site<'_> {
 
     /// Leads programs that use a service account to the API from outside, instead of by the `kubernetes` Service:
     /// that one is there only once kube-proxy, or what stands for it, works.
-    fn api_variables(&self) -> Vec<Value> {
+    fn api_variables() -> Vec<Value> {
         vec![
-            json!({"name": "KUBERNETES_SERVICE_HOST", "value": self.facts.api.host}),
-            json!({"name": "KUBERNETES_SERVICE_PORT", "value": self.facts.api.port.to_string()}),
+            json!({"name": "KUBERNETES_SERVICE_HOST", "value": API_HOST}),
+            json!({"name": "KUBERNETES_SERVICE_PORT", "value": API_PORT}),
         ]
     }
 }

@@ -1,9 +1,9 @@
 //! API servers: their Deployment, the Service that is the tenant's endpoint, who may ask without credentials, their
 //! disruption budget.
 
-use kaas_crds::name::component::KUBE_APISERVER;
+use kaas_crds::name::component::{KONNECTIVITY_SERVER, KUBE_APISERVER};
 use kaas_crds::tenant_cluster::EndpointType;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use super::etcd::{budget_spec, servers};
 use super::pod::{Container, Pod, Probes, Resources, field_variable, key_file, key_mount, key_volume};
@@ -15,7 +15,7 @@ use crate::object::{Kind, Object};
 
 /// After a SIGTERM a server is not ready but serves on for so long: the time for proxies and balancers to take it
 /// out, for reused connections to be moved, and for exec and log streams to end by themselves.
-const SHUTDOWN_DELAY_SECONDS: u32 = 10;
+pub(super) const SHUTDOWN_DELAY_SECONDS: u32 = 10;
 /// The longest a request may take; those under way at the end of the delay are waited for.
 const REQUEST_TIMEOUT_SECONDS: u32 = 60;
 /// Watches end one after the other in this time, instead of all at once.
@@ -34,7 +34,6 @@ pub(super) fn deployment(inputs: &Inputs<'_>) -> Object {
     let tunnel = Tunnel::of(inputs);
     let mut pod = Pod {
         component: KUBE_APISERVER,
-        sidecars: tunnel.iter().map(Tunnel::container).collect(),
         containers: vec![container(inputs)],
         volumes: vec![
             key_volume(
@@ -70,6 +69,7 @@ pub(super) fn deployment(inputs: &Inputs<'_>) -> Object {
         grace_seconds: GRACE_SECONDS,
         template_label: Some("pod-template-hash"),
     };
+    pod.containers.extend(tunnel.iter().map(Tunnel::container));
     pod.volumes.extend(tunnel.iter().flat_map(|_| tunnel::volumes()));
     inputs.object(
         Kind::Deployment,
@@ -115,6 +115,7 @@ fn container(inputs: &Inputs<'_>) -> Container {
         request: Resources { cpu: "25m", memory: "288Mi" },
         memory_limit: "4Gi",
         mounts,
+        linger_seconds: 0,
     }
 }
 
@@ -222,15 +223,38 @@ pub(super) fn service(inputs: &Inputs<'_>) -> Object {
     }
     // The first is the API: who looks for the endpoint's port looks there.
     let mut ports = vec![port];
-    ports.extend(Tunnel::of(inputs).map(|_| tunnel::service_port()));
+    if endpoint.kind == EndpointType::LoadBalancer {
+        ports.extend(Tunnel::of(inputs).map(|_| tunnel::service_port()));
+    }
     let mut spec = json!({"type": endpoint.kind, "selector": selector(KUBE_APISERVER), "ports": ports});
-    if let Some(spec) = spec.as_object_mut()
-        && endpoint.kind != EndpointType::ClusterIP
-    {
-        // Every node answers, so that a balancer need not find out during a roll which of them have a server.
+    every_node_answers(&mut spec, endpoint.kind);
+    inputs.object(Kind::Service, KUBE_APISERVER, KUBE_APISERVER, json!({"spec": spec}))
+}
+
+/// Every node answers, so that a balancer need not find out during a roll which of them have a server.
+fn every_node_answers(spec: &mut Value, kind: EndpointType) {
+    if let (Some(spec), true) = (spec.as_object_mut(), kind != EndpointType::ClusterIP) {
         spec.insert("externalTrafficPolicy".into(), "Cluster".into());
     }
-    inputs.object(Kind::Service, KUBE_APISERVER, KUBE_APISERVER, json!({"spec": spec}))
+}
+
+/// Where the tunnel's agents are let in: a Service of its own, because they must be with a server before clients are. A
+/// new server is dialled as soon as it runs; when it is ready, a few seconds later, it has its agents. A balancer is
+/// not paid for twice: there it is a second port of the endpoint, and agents come when clients do.
+pub(super) fn agent_service(inputs: &Inputs<'_>) -> Option<Object> {
+    let kind = inputs.spec.control_plane.endpoint.kind;
+    if kind == EndpointType::LoadBalancer {
+        return None;
+    }
+    Tunnel::of(inputs)?;
+    let mut spec = json!({
+        "type": kind,
+        "selector": selector(KUBE_APISERVER),
+        "ports": [tunnel::service_port()],
+        "publishNotReadyAddresses": true,
+    });
+    every_node_answers(&mut spec, kind);
+    Some(inputs.object(Kind::Service, KONNECTIVITY_SERVER, KUBE_APISERVER, json!({"spec": spec})))
 }
 
 /// One server at a time, from two on; with one replica a drain must be able to move it. One that is not ready serves

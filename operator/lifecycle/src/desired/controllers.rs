@@ -35,7 +35,6 @@ const REQUEST_BURST: u32 = 400;
 pub(super) fn deployment(inputs: &Inputs<'_>) -> Object {
     let pod = Pod {
         component: KUBE_CONTROLLERS,
-        sidecars: vec![],
         containers: vec![controller_manager(inputs), scheduler(inputs)],
         // A volume for each: the scheduler has no use for the cluster's authority.
         volumes: vec![
@@ -113,6 +112,7 @@ fn controller_manager(inputs: &Inputs<'_>) -> Container {
         request: Resources { cpu: "10m", memory: "128Mi" },
         memory_limit: "2Gi",
         mounts: vec![key_mount("controller-manager")],
+        linger_seconds: 0,
     }
 }
 
@@ -130,6 +130,7 @@ fn scheduler(inputs: &Inputs<'_>) -> Container {
         request: Resources { cpu: "5m", memory: "72Mi" },
         memory_limit: "1Gi",
         mounts: vec![key_mount("scheduler")],
+        linger_seconds: 0,
     }
 }
 

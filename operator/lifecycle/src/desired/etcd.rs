@@ -159,7 +159,6 @@ pub(super) fn stateful_set(inputs: &Inputs<'_>) -> Object {
         }
         let pod = Pod {
             component: ETCD,
-            sidecars: vec![],
             containers: vec![container(inputs)],
             volumes,
             grace_seconds: if inputs.alone { LONE_GRACE_SECONDS } else { SEVERAL_GRACE_SECONDS },
@@ -203,6 +202,7 @@ fn container(inputs: &Inputs<'_>) -> Container {
         // Twice the quota: all of the data in memory, and as much again for answers under way.
         memory_limit: "4Gi",
         mounts: vec![json!({"name": DATA, "mountPath": DATA_MOUNT}), key_mount("pki")],
+        linger_seconds: 0,
     }
 }
 

@@ -14,8 +14,6 @@ const KEY_MODE: u32 = 0o440;
 /// A pod before it is written out.
 pub(super) struct Pod {
     pub(super) component: &'static str,
-    /// Containers that are started before the others, and told to end after them.
-    pub(super) sidecars: Vec<Container>,
     pub(super) containers: Vec<Container>,
     pub(super) volumes: Vec<Value>,
     pub(super) grace_seconds: u32,
@@ -38,6 +36,8 @@ pub(super) struct Container {
     pub(super) request: Resources,
     pub(super) memory_limit: &'static str,
     pub(super) mounts: Vec<Value>,
+    /// It is told to end so many seconds after the pod's other containers.
+    pub(super) linger_seconds: u32,
 }
 
 pub(super) struct Resources {
@@ -83,14 +83,10 @@ impl Pod {
             "containers": self.containers.into_iter().map(Container::render).collect::<Vec<_>>(),
             "volumes": self.volumes,
         });
-        if let Some(spec) = spec.as_object_mut() {
-            if !inputs.platform.priority_class.is_empty() {
-                spec.insert("priorityClassName".into(), inputs.platform.priority_class.clone().into());
-            }
-            if !self.sidecars.is_empty() {
-                let sidecars = self.sidecars.into_iter().map(Container::render_sidecar).collect();
-                spec.insert("initContainers".into(), Value::Array(sidecars));
-            }
+        if let Some(spec) = spec.as_object_mut()
+            && !inputs.platform.priority_class.is_empty()
+        {
+            spec.insert("priorityClassName".into(), inputs.platform.priority_class.clone().into());
         }
         json!({"metadata": {"labels": inputs.tenant.pod_labels(self.component)}, "spec": spec})
     }
@@ -157,20 +153,14 @@ impl Container {
             },
             "volumeMounts": self.mounts,
         });
-        if let Some(container) = container.as_object_mut()
-            && !self.environment.is_empty()
-        {
-            container.insert("env".into(), self.environment.into());
-        }
-        container
-    }
-
-    /// A container that the others neither wait for nor depend on: only whether it is alive is asked.
-    fn render_sidecar(self) -> Value {
-        let mut container = self.render();
         if let Some(container) = container.as_object_mut() {
-            container.insert("restartPolicy".into(), "Always".into());
-            container.retain(|field, _| field != "startupProbe" && field != "readinessProbe");
+            if !self.environment.is_empty() {
+                container.insert("env".into(), self.environment.into());
+            }
+            if self.linger_seconds > 0 {
+                let pause = json!({"preStop": {"sleep": {"seconds": self.linger_seconds}}});
+                container.insert("lifecycle".into(), pause);
+            }
         }
         container
     }

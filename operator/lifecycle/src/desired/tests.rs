@@ -44,6 +44,15 @@ fn addon_images() -> AddonImages {
     }
 }
 
+/// What a control plane gave whose endpoint is at this host.
+fn facts(host: &str) -> Facts {
+    Facts {
+        api: Endpoint { host: host.into(), port: 30443 },
+        tunnel: Endpoint { host: host.into(), port: 30444 },
+        authority: "-----BEGIN CERTIFICATE-----\n".into(),
+    }
+}
+
 impl World {
     /// One API server, one member, a fixed node port, data in the pod: what a trial looks like.
     fn small() -> Self {
@@ -127,12 +136,10 @@ impl World {
 
     /// What runs inside it for its workers.
     fn inside(&self) -> Vec<Object> {
-        let facts = Facts {
-            api: Endpoint { host: "10.77.0.1".into(), port: 30443 },
-            tunnel_port: 30444,
-            authority: "-----BEGIN CERTIFICATE-----\n".into(),
-        };
-        super::addons(&self.inputs(), &facts)
+        super::addons(&self.inputs(), true)
+            .into_iter()
+            .map(|object| fill(object, &facts("10.77.0.1")))
+            .collect()
     }
 
     /// How the other world's objects differ from this one's.
@@ -189,6 +196,7 @@ fn a_small_cluster() {
 fn a_large_cluster_differs_from_a_small_one() {
     insta::assert_snapshot!(World::small().against(&World::large()), @r#"
     Service kube-apiserver: - spec.ports[https].nodePort=30443
+    Service kube-apiserver: + spec.ports[konnectivity]
     Service kube-apiserver: spec.type: NodePort -> LoadBalancer
     ConfigMap etcd-bootstrap: data.ETCD_INITIAL_CLUSTER: etcd-0=https://etcd-0.etcd.kaas-5f0c6f0e-uid.svc:2380 -> etcd-0=https://etcd-0.etcd.kaas-5f0c6f0e-uid.svc:2380,etcd-1=https://etcd-1.etcd.kaas-5f0c6f0e-uid.svc:2380,etcd-2=ht...
     ConfigMap etcd-identity: new
@@ -210,12 +218,13 @@ fn a_large_cluster_differs_from_a_small_one() {
     Deployment kube-apiserver: - --etcd-servers=https://etcd-0.kaas-5f0c6f0e-uid.svc:2379
     Deployment kube-apiserver: + --etcd-servers=https://etcd-0.etcd.kaas-5f0c6f0e-uid.svc:2379,https://etcd-1.etcd.kaas-5f0c6f0e-uid.svc:2379,https://...
     Deployment kube-apiserver: spec.template.spec.containers[kube-apiserver].image: registry.k8s.io/kube-apiserver:v1.37.1 -> mirror.example/kube-apiserver:v1.37.1
-    Deployment kube-apiserver: spec.template.spec.initContainers[konnectivity-server].image: registry.k8s.io/kas-network-proxy/proxy-server:v0.36.0 -> mirror.example/kas-network-proxy/proxy-server:v0.36.0
+    Deployment kube-apiserver: spec.template.spec.containers[konnectivity-server].image: registry.k8s.io/kas-network-proxy/proxy-server:v0.36.0 -> mirror.example/kas-network-proxy/proxy-server:v0.36.0
     Deployment kube-apiserver: + spec.template.spec.priorityClassName=kaas-control-plane
     Deployment kube-controllers: spec.replicas: 1 -> 2
     Deployment kube-controllers: spec.template.spec.containers[kube-controller-manager].image: registry.k8s.io/kube-controller-manager:v1.37.1 -> mirror.example/kube-controller-manager:v1.37.1
     Deployment kube-controllers: spec.template.spec.containers[kube-scheduler].image: registry.k8s.io/kube-scheduler:v1.37.1 -> mirror.example/kube-scheduler:v1.37.1
     Deployment kube-controllers: + spec.template.spec.priorityClassName=kaas-control-plane
+    Service konnectivity-server: gone
     "#);
 }
 
@@ -310,7 +319,7 @@ fn a_change_reaches_what_it_is_about() {
     a mirror:
     StatefulSet etcd: spec.template.spec.containers[etcd].image: registry.k8s.io/etcd:3.7.3-0 -> mirror.example/etcd:3.7.3-0
     Deployment kube-apiserver: spec.template.spec.containers[kube-apiserver].image: registry.k8s.io/kube-apiserver:v1.37.1 -> mirror.example/kube-apiserver:v1.37.1
-    Deployment kube-apiserver: spec.template.spec.initContainers[konnectivity-server].image: registry.k8s.io/kas-network-proxy/proxy-server:v0.36.0 -> mirror.example/kas-network-proxy/proxy-server:v0.36.0
+    Deployment kube-apiserver: spec.template.spec.containers[konnectivity-server].image: registry.k8s.io/kas-network-proxy/proxy-server:v0.36.0 -> mirror.example/kas-network-proxy/proxy-server:v0.36.0
     Deployment kube-controllers: spec.template.spec.containers[kube-controller-manager].image: registry.k8s.io/kube-controller-manager:v1.37.1 -> mirror.example/kube-controller-manager:v1.37.1
     Deployment kube-controllers: spec.template.spec.containers[kube-scheduler].image: registry.k8s.io/kube-scheduler:v1.37.1 -> mirror.example/kube-scheduler:v1.37.1
 

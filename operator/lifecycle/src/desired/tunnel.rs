@@ -1,16 +1,18 @@
 //! The tunnel's server beside each API server: its container, the socket between the two, and the port where agents
 //! are let in.
 //!
-//! It is a sidecar: it is there before the API server, and told to end when that has ended, so that logs, exec and
-//! webhooks work for as long as the API server answers. Requests come by gRPC over a socket in the pod: with
-//! HTTP CONNECT a server that ends forgets the streams that it carries, with gRPC it waits for them. Agents come with a
-//! token for this server alone, and the API says whose it is.
+//! It starts with the API server: as a sidecar it would be first, and a kubelet takes up to a second to see that it runs
+//! before it starts what comes after. It is told to end after the API server's delay, so that logs, exec and webhooks
+//! work for as long as new requests are taken. Requests come by gRPC over a socket in the pod: with HTTP CONNECT a server
+//! that ends forgets the streams that it carries, with gRPC it waits for them. Agents come with a token for this server
+//! alone, and the API says whose it is.
 
 use kaas_crds::name::component::KONNECTIVITY_SERVER;
 use serde_json::{Value, json};
 
 use super::Inputs;
 use super::addons::{AGENT_AUDIENCE, AGENT_PORT, AGENT_SERVICE_ACCOUNT, NAMESPACE};
+use super::apiserver::SHUTDOWN_DELAY_SECONDS;
 use super::pod::{Container, Probes, Resources, field_variable, key_file, key_mount, key_volume};
 use crate::key_material::AUTHORITY_SECRET;
 
@@ -20,8 +22,8 @@ pub(crate) const SERVER: &str = "konnectivity";
 pub(crate) const CLIENT: &str = "konnectivity-client";
 /// What every server's certificate names, wherever the endpoint is.
 pub(crate) const SERVER_NAME: &str = "konnectivity-server";
-/// Name of the port of the endpoint's Service.
-pub(crate) const TUNNEL_PORT_NAME: &str = "konnectivity";
+/// Name of the Service's port for agents.
+const TUNNEL_PORT_NAME: &str = "konnectivity";
 
 const KEYS: &str = "konnectivity-pki";
 const SOCKET: &str = "konnectivity-socket";
@@ -30,9 +32,11 @@ const SOCKET_FILE: &str = "/run/konnectivity/server.sock";
 const ADMIN_PORT: u16 = 8133;
 const HEALTH_PORT: u16 = 8134;
 
-/// Agents are told that it ends, and go elsewhere, for so long. They never hang up by themselves, so that this is also
-/// how long the pod takes to end after its API server has.
+/// Agents are told that it ends, and go elsewhere, for so long: they never hang up by themselves.
 const SHUTDOWN_SECONDS: u32 = 2;
+/// It goes on for so long after the pod was told to end: what came in the last moment of the API server's delay still
+/// has its webhooks.
+const LINGER_SECONDS: u32 = SHUTDOWN_DELAY_SECONDS + 2;
 
 /// The tunnel of a release that has images for it.
 pub(super) struct Tunnel {
@@ -86,11 +90,13 @@ impl Tunnel {
                 start_seconds: 60,
                 // Ready in its own sense would be: an agent is connected. Without workers there is none.
                 ready: "/healthz",
-                ready_failures: 3,
+                // A pod that is not ready is no API server either.
+                ready_failures: 30,
             },
             request: Resources { cpu: "2m", memory: "24Mi" },
             memory_limit: "1Gi",
             mounts: vec![key_mount(KEYS), socket_mount()],
+            linger_seconds: LINGER_SECONDS,
         }
     }
 }
@@ -110,7 +116,7 @@ pub(super) fn socket_mount() -> Value {
     json!({"name": SOCKET, "mountPath": SOCKET_DIRECTORY})
 }
 
-/// The second port of the endpoint's Service.
+/// Where agents are let in.
 pub(super) fn service_port() -> Value {
     json!({"name": TUNNEL_PORT_NAME, "port": AGENT_PORT, "targetPort": AGENT_PORT, "protocol": "TCP"})
 }

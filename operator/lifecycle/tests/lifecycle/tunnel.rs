@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::SignedDuration;
 use kaas_crds::kubernetes_release::AddonImages;
+use kaas_lifecycle::object::{Kind, Reference};
+use serde_json::{Value, json};
 
-use crate::world::World;
+use crate::world::{LEAF_LIFETIME, World};
 
 /// The release gains images for workers, as a newer chart may have it.
 fn gain_images(world: &mut World) {
@@ -42,10 +45,7 @@ fn its_certificate_names_itself_and_the_endpoint() {
     gain_images(&mut world);
     world.settle();
     assert_eq!(world.summary(), "Running");
-    assert_eq!(
-        names(&world),
-        (BTreeSet::from([own.clone()]), BTreeSet::from(["10.77.0.1".parse().unwrap()]))
-    );
+    assert_eq!(names(&world), (BTreeSet::from([own.clone()]), BTreeSet::new()));
     let client = &world.secrets["konnectivity-server"].certificates["konnectivity-client"];
     assert_eq!(client.common_name, "system:konnectivity-server");
     assert_eq!(client.organizations, BTreeSet::new(), "it has what is bound to its name alone");
@@ -54,7 +54,117 @@ fn its_certificate_names_itself_and_the_endpoint() {
     world.platform.node_port_host = "api.example".into();
     world.settle();
     assert_eq!(names(&world), (BTreeSet::from([own, "api.example".to_owned()]), BTreeSet::new()));
-    assert_eq!(pods(&world), before, "the name that agents call it by has not changed");
+    let after = pods(&world);
+    assert_ne!(after["kube-apiserver"], before["kube-apiserver"], "agents know it by nothing else now");
+    assert_eq!((&after["etcd"], &after["kube-controllers"]), (&before["etcd"], &before["kube-controllers"]));
+}
+
+#[test]
+fn a_renewed_certificate_rolls_the_api_servers_once() {
+    let mut world = World::demo();
+    gain_images(&mut world);
+    world.edit(|spec| spec.control_plane.replicas = 3);
+    world.settle();
+    let first = pods(&world);
+    let written = world.secrets["konnectivity-server"].written;
+    world.now += LEAF_LIFETIME * 2 / 3 + SignedDuration::from_mins(10);
+    world.settle();
+    assert!(world.secrets["konnectivity-server"].written > written);
+    let second = pods(&world);
+    assert!(second["kube-apiserver"].is_disjoint(&first["kube-apiserver"]), "{second:?}");
+    assert_eq!((&second["etcd"], &second["kube-controllers"]), (&first["etcd"], &first["kube-controllers"]));
+    world.now += SignedDuration::from_hours(1);
+    world.settle();
+    world.edit(|spec| spec.control_plane.replicas = 1);
+    world.settle();
+    assert!(pods(&world)["kube-apiserver"].is_subset(&second["kube-apiserver"]), "and stays");
+}
+
+/// Objects inside, by kind and name.
+fn inside(world: &World) -> BTreeSet<String> {
+    world.inside.keys().map(ToString::to_string).collect()
+}
+
+fn workloads(world: &World) -> Vec<String> {
+    let pods = |text: &&String| text.starts_with("DaemonSet") || text.starts_with("Deployment");
+    inside(world).iter().filter(pods).cloned().collect()
+}
+
+#[test]
+fn addons_come_with_the_first_worker_and_stay() {
+    let mut world = World::demo();
+    gain_images(&mut world);
+    world.settle();
+    assert_eq!(workloads(&world), Vec::<String>::new());
+    assert!(inside(&world).contains("ConfigMap kube-public/cluster-info"));
+    assert_eq!(world.condition("AddonsReady"), ("True".into(), "NoAddons".into()));
+    assert_eq!(world.condition("TunnelHealthy"), ("True".into(), "NoWorkers".into()));
+    let control_plane = pods(&world);
+
+    (world.workers.desired, world.workers.left) = (2, 2);
+    world.settle();
+    let all = [
+        "DaemonSet kube-system/flannel",
+        "DaemonSet kube-system/konnectivity-agent",
+        "DaemonSet kube-system/kube-proxy",
+        "Deployment kube-system/coredns",
+        "Deployment kube-system/metrics-server",
+    ];
+    assert_eq!(workloads(&world), all);
+    assert_eq!(world.condition("AddonsReady"), ("False".into(), "AddonsNotReady".into()));
+
+    world.edit(|spec| spec.addons.metrics_server.enabled = false);
+    world.settle();
+    assert_eq!(workloads(&world), all[..4]);
+    assert!(!inside(&world).iter().any(|name| name.contains("metrics")), "{:?}", inside(&world));
+    world.edit(|spec| spec.addons.metrics_server.enabled = true);
+    world.settle();
+    (world.workers.desired, world.workers.left) = (0, 0);
+    world.settle();
+    assert_eq!(workloads(&world), all, "who had workers may have some again");
+    assert_eq!(pods(&world), control_plane);
+}
+
+#[test]
+fn addons_are_kept_as_they_are() {
+    let mut world = World::demo();
+    gain_images(&mut world);
+    world.workers.desired = 1;
+    world.settle();
+    let wanted = world.inside.clone();
+    let content = |world: &World| -> Vec<(Reference, Value)> {
+        world.inside.iter().map(|(reference, live)| (reference.clone(), live.content.clone())).collect()
+    };
+    for reference in wanted.keys() {
+        let before = content(&world);
+        world.inside.remove(reference);
+        world.settle();
+        assert_eq!(content(&world), before, "{reference} was removed");
+        let live = std::sync::Arc::make_mut(world.inside.get_mut(reference).unwrap());
+        live.content["metadata"]["labels"] = json!({});
+        live.resource_version = "foreign".into();
+        world.settle();
+        assert_eq!(content(&world), before, "{reference} lost its labels");
+    }
+}
+
+#[test]
+fn a_newer_operator_restarts_nothing_on_workers() {
+    let mut world = World::demo();
+    gain_images(&mut world);
+    world.workers.desired = 1;
+    world.settle();
+    let before: BTreeMap<_, _> = world.inside.clone();
+    world.platform.registry = "mirror.example".into();
+    world.settle();
+    assert_eq!(world.inside, before);
+    let pending = world.cluster.status.as_ref().unwrap().pending.clone().unwrap();
+    let line = "DaemonSet kube-proxy: spec.template.spec.containers[kube-proxy].image";
+    assert!(pending.summary.contains(line), "{}", pending.summary);
+    world.edit(|spec| spec.accept_revision = Some(pending.revision));
+    world.settle();
+    let proxy = Reference::namespaced(Kind::DaemonSet, "kube-system", "kube-proxy");
+    assert!(world.inside[&proxy].content.to_string().contains("mirror.example/kube-proxy"));
 }
 
 #[test]

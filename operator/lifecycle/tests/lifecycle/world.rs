@@ -9,10 +9,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kaas_crds::kubernetes_release::{EtcdRelease, Images};
 use kaas_crds::{KubernetesReleaseSpec, TenantCluster, TenantClusterSpec, TenantClusterStatus};
 use kaas_lifecycle::action::{Action, CertificateRequest, EtcdOrder, Issue, Material};
+use kaas_lifecycle::addons;
 use kaas_lifecycle::lint;
 use kaas_lifecycle::object::{Kind, Object, Reference};
 use kaas_lifecycle::observed::{
-    Answer, Certificate, Etcd, Live, Member, Namespace, Observed, Pod, Probe, Secret, Trouble,
+    Addons, Answer, Certificate, Etcd, Live, Member, Namespace, Observed, Pod, Probe, Secret, Trouble,
 };
 use kaas_lifecycle::plan::{Plan, plan};
 use kaas_lifecycle::report;
@@ -69,6 +70,9 @@ pub(crate) fn told(action: &Action) -> String {
         Action::Issue(issue) => format!("issue {} ({})", issue.reference.name, issue.why),
         Action::ApplyInside { object, .. } => {
             format!("apply inside {} {}", object.reference.kind, object.reference.name)
+        }
+        Action::DeleteInside { reference, .. } => {
+            format!("delete inside {} {}", reference.kind, reference.name)
         }
         Action::Etcd(order) => format!("etcd {order:?}"),
     }
@@ -195,8 +199,17 @@ impl World {
             probe: home.then(|| self.probe()).flatten(),
             addresses: BTreeSet::from(["10.77.0.1".parse().unwrap()]),
             inside: self.serving().then(|| unshared(&self.inside)),
+            addons: self.serving().then(|| self.addons()),
+            authority: self.secrets.contains_key("authority").then(|| "PEM".to_owned()),
             workers: Some(self.workers.clone()),
         }
+    }
+
+    fn addons(&self) -> Addons {
+        let all = unshared(&self.inside);
+        let (workloads, others) =
+            all.into_iter().partition(|(reference, _)| addons::WORKLOADS.contains(&reference.kind));
+        Addons { workloads, others: Some(others), refused: None }
     }
 
     fn etcd(&self) -> Option<Etcd> {
@@ -254,6 +267,9 @@ impl World {
                     content: object.content.clone(),
                 };
                 self.inside.insert(object.reference.clone(), live.into());
+            }
+            Action::DeleteInside { reference, .. } => {
+                self.inside.remove(reference);
             }
             Action::Etcd(order) => self.order(order),
         }
@@ -319,7 +335,8 @@ impl World {
             && content["spec"]["type"] == "NodePort"
             && content["spec"]["ports"][0]["nodePort"].is_null()
         {
-            content["spec"]["ports"][0]["nodePort"] = 30443.into();
+            let port = if reference.name == "kube-apiserver" { 30443 } else { 30444 };
+            content["spec"]["ports"][0]["nodePort"] = port.into();
         }
         if reference.kind == Kind::Service && content["spec"]["clusterIP"].is_null() {
             content["spec"]["clusterIP"] = "10.96.7.7".into();
@@ -359,6 +376,7 @@ impl World {
         let version = self.next();
         let mut secret =
             Secret { uid: format!("uid-{version}"), resource_version: version, ..Secret::default() };
+        secret.written = Some(self.now);
         let annotation = issue.frame.content.pointer("/metadata/annotations/kaas.dev~1applied-hash");
         secret.applied_hash = annotation.and_then(Value::as_str).map(str::to_owned);
         match &issue.material {
@@ -416,7 +434,7 @@ impl World {
                 plan.waves.iter().flatten().map(told).collect::<Vec<_>>()
             );
             let again = !plan.is_empty() && !observed.deleting();
-            for action in plan.waves.iter().flatten() {
+            for action in plan.waves.iter().chain(&plan.addons).flatten() {
                 self.act(action).unwrap();
             }
             if !again {
@@ -426,7 +444,7 @@ impl World {
                         self.put_status(status);
                     }
                 }
-                if !plan.is_empty() {
+                if !plan.is_empty() || !plan.addons.is_empty() {
                     done.push(plan);
                 }
                 return done;

@@ -92,7 +92,7 @@ fn workload(site: &Site<'_>) -> Value {
     let image = site.image(|images| &images.flannel);
     let mut environment =
         vec![field_variable("NODE_NAME", "spec.nodeName"), field_variable("HOST_IP", "status.hostIP")];
-    environment.extend(site.api_variables());
+    environment.extend(Site::api_variables());
     let run = json!({"name": "run", "mountPath": RUN});
     let config = json!({"name": "config", "mountPath": DIRECTORY, "readOnly": true});
     let containers = json!([

@@ -4,14 +4,15 @@
 //! The names are those that `kubeadm join` asks for. Nothing approves what is asked for: the roles by which the
 //! controller-manager would do that by itself are bound to nobody.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use kaas_crds::name::BOOTSTRAP_GROUP;
 use kaas_crds::worker_pool::Kubelet;
 use serde_json::{Value, json};
 
 use super::document::yaml;
-use super::{Machine, PUBLIC_NAMESPACE, Part, Settings, Site, binding_to, kubelet_configuration};
+use super::{
+    API_ADDRESS, API_URL, AUTHORITY, Machine, PUBLIC_NAMESPACE, Part, Settings, Site, binding_to,
+    kubelet_configuration,
+};
 use crate::object::Kind;
 
 const CLUSTER_INFO: &str = "cluster-info";
@@ -30,7 +31,7 @@ pub(super) const PARTS: &[Part] = &[
         namespace: Some(PUBLIC_NAMESPACE),
         name: CLUSTER_INFO,
         // Signed by the controller-manager, with every bootstrap token there is.
-        content: |site| json!({"data": {"kubeconfig": yaml(&cluster_info(site))}}),
+        content: |_| json!({"data": {"kubeconfig": yaml(&cluster_info())}}),
     },
     Part {
         kind: Kind::Role,
@@ -73,13 +74,13 @@ fn named(resource: &str, names: &[&str]) -> Value {
 }
 
 /// The cluster without a user, under no name: what `kubeadm join` looks for.
-fn cluster_info(site: &Site<'_>) -> Value {
+fn cluster_info() -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "", "cluster": {
-            "server": site.facts.api.url(),
-            "certificate-authority-data": STANDARD.encode(&site.facts.authority),
+            "server": API_URL,
+            "certificate-authority-data": AUTHORITY,
         }}],
     })
 }
@@ -90,7 +91,7 @@ fn kubeadm(site: &Site<'_>) -> Value {
         "apiVersion": "kubeadm.k8s.io/v1beta4",
         "kind": "ClusterConfiguration",
         "clusterName": site.inputs.tenant.name,
-        "controlPlaneEndpoint": site.facts.api.url().trim_start_matches("https://"),
+        "controlPlaneEndpoint": API_ADDRESS,
         "kubernetesVersion": site.inputs.spec.version,
         "networking": {
             "dnsDomain": network.domain, "podSubnet": network.pod_cidr, "serviceSubnet": network.service_cidr,

@@ -4,19 +4,18 @@
 //! logs and exec work before those do. A request to a kubelet takes the agent of its node; any other, the agent of
 //! any.
 
-use std::net::IpAddr;
-
 use serde_json::{Value, json};
 
 use super::super::pod::field_variable;
 use super::super::tunnel::SERVER_NAME;
 use super::{
-    NAMESPACE, Part, Site, binding, binding_to, confined, daemon_set, http_probe, node_pod, resources, rule,
-    service_account,
+    NAMESPACE, Part, Site, TUNNEL_ADDRESS, TUNNEL_NAME, TUNNEL_PORT, binding, binding_to, confined,
+    daemon_set, http_probe, node_pod, resources, rule, service_account,
 };
 use crate::object::Kind;
 
-pub(super) const AGENT: &str = "konnectivity-agent";
+/// The DaemonSet of the agents.
+pub const AGENT: &str = "konnectivity-agent";
 /// Service account of the agents; servers let in nobody else.
 pub const AGENT_SERVICE_ACCOUNT: &str = AGENT;
 /// Whom the agents' tokens are for: they are good for nothing else.
@@ -33,9 +32,9 @@ const TOKENS: &str = "/var/run/secrets/tokens";
 const ADMIN_PORT: u16 = 8133;
 const HEALTH_PORT: u16 = 8134;
 
-pub(super) const PARTS: &[Part] = &[
-    Part::system(Kind::ServiceAccount, AGENT, service_account),
-    // The servers ask whose a token is, and keep a lease each, by which agents count them.
+/// What the servers may: they are there before the first worker.
+pub(super) const SERVER_PARTS: &[Part] = &[
+    // They ask whose a token is, and keep a lease each, by which agents count them.
     Part::cluster(
         Kind::ClusterRole,
         SERVER_ROLE,
@@ -51,6 +50,10 @@ pub(super) const PARTS: &[Part] = &[
     Part::system(Kind::RoleBinding, SERVER_ROLE, |_| {
         binding_to("Role", SERVER_ROLE, &[("User", SERVER_USER)])
     }),
+];
+
+pub(super) const AGENT_PARTS: &[Part] = &[
+    Part::system(Kind::ServiceAccount, AGENT, service_account),
     Part::system(
         Kind::Role,
         AGENT_ROLE,
@@ -66,20 +69,16 @@ fn workload(site: &Site<'_>) -> Value {
         field_variable("NODE_NAME", "spec.nodeName"),
         field_variable("HOST_IP", "status.hostIP"),
     ];
-    environment.extend(site.api_variables());
+    environment.extend(Site::api_variables());
     let loopback = Some("127.0.0.1");
-    // The servers are called by the name that their certificate always has; an endpoint that is itself a name cannot be
-    // given another.
-    let address: Option<IpAddr> = site.facts.api.host.parse().ok();
-    let server: &str = if address.is_some() { SERVER_NAME } else { &site.facts.api.host };
     let container = json!({
         "name": AGENT,
         "image": site.image(|images| &images.konnectivity_agent),
         "imagePullPolicy": "IfNotPresent",
         "command": [
             "/proxy-agent",
-            format!("--proxy-server-host={server}"),
-            format!("--proxy-server-port={}", site.facts.tunnel_port),
+            format!("--proxy-server-host={TUNNEL_NAME}"),
+            format!("--proxy-server-port={TUNNEL_PORT}"),
             "--ca-cert=/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
             format!("--service-account-token-path={TOKENS}/token"),
             "--agent-id=$(POD_NAME)",
@@ -117,10 +116,8 @@ fn workload(site: &Site<'_>) -> Value {
         context.insert("runAsUser".into(), 65532.into());
         context.insert("runAsGroup".into(), 65532.into());
     }
-    if let (Some(pod), Some(address)) =
-        (template.pointer_mut("/spec").and_then(Value::as_object_mut), address)
-    {
-        pod.insert("hostAliases".into(), json!([{"ip": address, "hostnames": [SERVER_NAME]}]));
+    if let Some(pod) = template.pointer_mut("/spec").and_then(Value::as_object_mut) {
+        pod.insert("hostAliases".into(), json!([{"ip": TUNNEL_ADDRESS, "hostnames": [SERVER_NAME]}]));
     }
     daemon_set(AGENT, template)
 }

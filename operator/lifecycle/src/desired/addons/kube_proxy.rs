@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 
 use super::super::pod::field_variable;
 use super::document::yaml;
-use super::{NAMESPACE, Part, Site, binding, daemon_set, http_probe, node_pod, resources, service_account};
+use super::{
+    API_URL, NAMESPACE, Part, Site, binding, daemon_set, http_probe, node_pod, resources, service_account,
+};
 use crate::object::Kind;
 
 pub(super) const NAME: &str = "kube-proxy";
@@ -46,7 +48,7 @@ fn configuration(site: &Site<'_>) -> Value {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "default", "cluster": {
-            "server": site.facts.api.url(), "certificate-authority": format!("{account}/ca.crt"),
+            "server": API_URL, "certificate-authority": format!("{account}/ca.crt"),
         }}],
         "users": [{"name": "default", "user": {"tokenFile": format!("{account}/token")}}],
         "contexts": [{"name": "default", "context": {"cluster": "default", "namespace": NAMESPACE, "user": "default"}}],

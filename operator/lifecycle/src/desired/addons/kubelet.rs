@@ -57,6 +57,8 @@ pub fn kubelet_configuration(network: &Network, settings: &Settings<'_>) -> Stri
         // A new worker pulls the images of all addons at once.
         ("serializeImagePulls".to_owned(), json!(false)),
         ("maxParallelImagePulls".to_owned(), json!(4)),
+        // Five a second would be waited for; what is pulled at once is bounded already.
+        ("registryPullQPS".to_owned(), json!(0)),
         // Where there are control groups of version 1, kubeadm has refused already, unless it was told not to.
         ("failCgroupV1".to_owned(), json!(false)),
     ]);
@@ -75,9 +77,10 @@ pub fn kubelet_configuration(network: &Network, settings: &Settings<'_>) -> Stri
 }
 
 /// Of a disk that others fill too, parts of a hundred say nothing: what is left counts, and little is enough. The swap
-/// is the machine's. kubelet and container runtime take 75 MiB at rest.
-fn shared_machine() -> [(String, Value); 3] {
+/// is the machine's. kubelet and container runtime take 75 MiB at rest. The control groups that it sees are its own.
+fn shared_machine() -> [(String, Value); 4] {
     [
+        ("cgroupRoot".to_owned(), json!("/")),
         ("failSwapOn".to_owned(), json!(false)),
         (
             "evictionHard".to_owned(),

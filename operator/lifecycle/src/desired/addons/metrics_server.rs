@@ -69,7 +69,7 @@ fn workload(site: &Site<'_>) -> Value {
             format!("--secure-port={PORT}"),
             // Kubelets' certificates are signed by the cluster's authority, and name these addresses.
             "--kubelet-certificate-authority=/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
-            "--kubelet-preferred-address-types=InternalIP,Hostname",
+            "--kubelet-preferred-address-types=InternalIP",
             "--kubelet-use-node-status-port",
             "--metric-resolution=15s",
         ],

@@ -90,6 +90,67 @@ fn what_is_on_and_what_is_off_are_all_that_there_is() {
 }
 
 #[test]
+fn before_the_first_worker_there_is_what_admits_it() {
+    let world = World::small();
+    let ahead = super::addons(&world.inputs(), false);
+    let all = super::addons(&world.inputs(), true);
+    assert_eq!(ahead.as_slice(), &all[..ahead.len()], "the first of all");
+    assert_eq!(templates(&ahead), BTreeMap::new());
+    let rights = |objects: &[Object]| {
+        objects.iter().filter(|object| object.content["subjects"].to_string().contains(SERVER_USER)).count()
+    };
+    assert_eq!(rights(&ahead), rights(&all), "tunnels' servers ask with the first API server");
+}
+
+#[test]
+fn a_revision_has_what_restarts_something_whatever_is_switched_on() {
+    let one = World::small();
+    let held = super::rendering(&one.inputs());
+    for spec in choices() {
+        let other = one.clone().with(|world| world.spec.addons = spec);
+        assert_eq!(super::rendering(&other.inputs()), held);
+    }
+    let revised_ones: Vec<Object> =
+        super::addons(&one.inputs(), true).into_iter().filter(|object| revised(&object.reference)).collect();
+    assert_eq!(held, [one.workloads(), revised_ones].concat());
+    // What runs does not depend on where the API is: a revision is stored before that is known.
+    let names: Vec<String> = held.iter().skip(3).map(|object| object.reference.to_string()).collect();
+    insta::assert_snapshot!(names.join("\n"), @"
+    ConfigMap kube-system/flannel
+    DaemonSet kube-system/flannel
+    ConfigMap kube-system/kube-proxy
+    DaemonSet kube-system/kube-proxy
+    DaemonSet kube-system/konnectivity-agent
+    ConfigMap kube-system/coredns
+    Deployment kube-system/coredns
+    Deployment kube-system/metrics-server
+    ");
+}
+
+#[test]
+fn words_become_facts() {
+    for host in ["10.77.0.1", "2001:db8::1", "api.example"] {
+        let objects = super::addons(&World::small().inputs(), true);
+        let filled: Vec<Object> = objects.into_iter().map(|object| fill(object, &facts(host))).collect();
+        let text = filled.iter().map(|object| object.content.to_string()).collect::<String>();
+        let left: Vec<&str> = text.split('@').skip(1).step_by(2).collect();
+        assert!(left.iter().all(|word| ["MTU", "SUBNET"].contains(word)), "{left:?}");
+        let agent = &templates(&filled)["konnectivity-agent"]["spec"];
+        let named = host.parse::<std::net::IpAddr>().is_err();
+        assert_eq!(agent["hostAliases"].is_null(), named, "{host}");
+        let flag =
+            if named { "--proxy-server-host=api.example" } else { "--proxy-server-host=konnectivity-server" };
+        assert!(agent.to_string().contains(flag), "{host}");
+        let url = if host.contains(':') {
+            "https://[2001:db8::1]:30443".into()
+        } else {
+            format!("https://{host}:30443")
+        };
+        assert!(text.contains(&url), "{host}");
+    }
+}
+
+#[test]
 fn a_release_without_images_for_workers_has_nothing_inside() {
     assert_eq!(World::small().with(|world| world.release.addons = None).inside(), []);
 }

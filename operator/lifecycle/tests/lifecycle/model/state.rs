@@ -226,7 +226,7 @@ fn spent(world: &World, action: &Action) -> bool {
         Action::Etcd(EtcdOrder::Promote { id }) => {
             !world.members.iter().any(|member| member.id == *id && member.learner)
         }
-        Action::Etcd(_) => false,
+        Action::DeleteInside { .. } | Action::Etcd(_) => false,
     };
     let waits = matches!(action, Action::Etcd(EtcdOrder::Remove { .. } | EtcdOrder::Promote { .. }));
     once && (waits || !finds(world, action))

@@ -35,7 +35,7 @@ impl World {
                 fits(live.map(|live| &live.resource_version), &issue.precondition, &issue.reference)
             }
             // Another object of that name is left alone, and that counts as a success.
-            Action::Delete { .. } => Ok(()),
+            Action::Delete { .. } | Action::DeleteInside { .. } => Ok(()),
             Action::ApplyInside { object, precondition } => {
                 let live = self.inside.get(&object.reference);
                 fits(live.map(|live| &live.resource_version), precondition, &object.reference)
