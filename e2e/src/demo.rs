@@ -63,7 +63,7 @@ impl Cluster {
 fn answer(kubectl: &Kubectl) -> Result<String, Error> {
     let url = format!("http://{SERVICE}.default.svc.cluster.local/hostname");
     let place = format!("deployment/{SERVICE}");
-    let heard = kubectl.run(&["exec", &place, "--", "wget", "-q", "-T", "5", "-O", "-", &url])?;
+    let heard = kubectl.run(&["exec", &place, "--", "timeout", "5", "wget", "-q", "-O", "-", &url])?;
     match heard.starts_with(SERVICE) {
         true => Ok(heard),
         false => Err(Error::Invalid(format!("{url} answers `{heard}`"))),

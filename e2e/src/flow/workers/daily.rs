@@ -58,7 +58,7 @@ fn run(kubectl: &Kubectl, name: &str, worker: &str) -> Result<(), Error> {
 
 /// What the client hears at a URL.
 fn ask(kubectl: &Kubectl, url: &str) -> Result<String, Error> {
-    kubectl.run(&["exec", CLIENT, "--", "wget", "-q", "-T", "3", "-O", "-", url])
+    kubectl.run(&["exec", CLIENT, "--", "timeout", "5", "wget", "-q", "-O", "-", url])
 }
 
 /// A Service is followed a moment after it was made.

@@ -174,7 +174,7 @@ fn is_a_worker(kubectl: &Kubectl, worker: &str) -> Result<(), Error> {
     claim(text(&pod, "/spec/nodeName") == worker, || format!("it runs on {}", at(&pod, "/spec/nodeName")))?;
     kubectl.run(&["expose", "pod", GUEST, "--port=80", "--target-port=8080"])?;
     let url = format!("http://{GUEST}/hostname");
-    let heard = || match kubectl.run(&["exec", GUEST, "--", "wget", "-q", "-T", "3", "-O", "-", &url]) {
+    let heard = || match kubectl.run(&["exec", GUEST, "--", "timeout", "5", "wget", "-q", "-O", "-", &url]) {
         Ok(heard) if heard == GUEST => Ok(()),
         Ok(heard) => Err(format!("it says `{heard}`")),
         Err(error) => Err(error.to_string()),
