@@ -145,6 +145,18 @@ fn fact(condition: &Condition) -> Option<(ConditionType, &'static str, Reason)> 
 /// Conditions whose turns are events.
 const TOLD: [ConditionType; 3] = [ConditionType::Ready, ConditionType::EtcdHealthy, ConditionType::Stalled];
 
+/// Reasons for not being Ready that are nobody's worry: somebody asked for it, and it goes on.
+const ON_ITS_WAY: [Reason; 8] = [
+    Reason::Creating,
+    Reason::WaitingForCluster,
+    Reason::WaitingForMachine,
+    Reason::Provisioning,
+    Reason::Joining,
+    Reason::Draining,
+    Reason::Deleting,
+    Reason::NotObserved,
+];
+
 fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Event> {
     let told = after.iter().filter(|condition| TOLD.iter().any(|kind| kind.to_string() == condition.type_));
     told.filter_map(|condition| {
@@ -152,12 +164,14 @@ fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Event> {
             .iter()
             .find(|other| other.type_ == condition.type_)
             .map_or("", |last| last.status.as_str());
-        // Stalled is bad when True, the others when False; what is good from the start is no news.
+        // Stalled is bad when True, the others when False.
         let bad = (condition.status == "True") == (condition.type_ == ConditionType::Stalled.to_string());
-        let news = last != condition.status
-            && !(last.is_empty() && (!bad || condition.reason == Reason::Creating.as_str()));
+        let on_its_way = ON_ITS_WAY.iter().any(|reason| reason.as_str() == condition.reason);
+        // What is good, or on its way, from the start is no news.
+        let just_made = on_its_way || condition.reason == Reason::WorkersNotReady.as_str();
+        let news = last != condition.status && !(last.is_empty() && (!bad || just_made));
         news.then(|| Event {
-            type_: if bad { EventType::Warning } else { EventType::Normal },
+            type_: if bad && !on_its_way { EventType::Warning } else { EventType::Normal },
             reason: condition.reason.clone(),
             note: Some(
                 format!("{} is {}: {}", condition.type_, condition.status, condition.message)
@@ -170,4 +184,32 @@ fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Event> {
         })
     })
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn said(status: &str, reason: Reason) -> Vec<Condition> {
+        let condition = json!({
+            "type": "Ready", "status": status, "reason": reason.as_str(), "message": "", "lastTransitionTime": "2026-06-01T00:00:00Z",
+        });
+        vec![serde_json::from_value(condition).unwrap()]
+    }
+
+    #[test]
+    fn what_is_on_its_way_worries_nobody() {
+        let event = |before: &[Condition], after: &[Condition]| transitions(before, after).pop();
+        let (ready, lost) = (said("True", Reason::AllReady), said("False", Reason::WorkersNotReady));
+        assert!(event(&[], &said("False", Reason::Provisioning)).is_none());
+        assert!(event(&[], &lost).is_none());
+        assert!(event(&[], &ready).is_none());
+        assert!(event(&ready, &ready).is_none());
+        assert!(matches!(event(&ready, &lost).unwrap().type_, EventType::Warning));
+        assert!(matches!(event(&ready, &said("False", Reason::Draining)).unwrap().type_, EventType::Normal));
+        assert!(matches!(event(&lost, &ready).unwrap().type_, EventType::Normal));
+        assert!(matches!(event(&[], &said("False", Reason::JoinOverdue)).unwrap().type_, EventType::Warning));
+    }
 }
