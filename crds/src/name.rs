@@ -45,8 +45,8 @@ pub const OWN_LABELS_ANNOTATION: &str = "kaas.dev/pool-labels";
 pub const OWN_TAINTS_ANNOTATION: &str = "kaas.dev/pool-taints";
 /// Annotation: hash of the content that was applied, so that a removed field counts as a difference.
 pub const APPLIED_HASH_ANNOTATION: &str = "kaas.dev/applied-hash";
-/// Annotation on API servers' pods: since when the certificate is that their tunnel's server has read.
-pub const TUNNEL_RENEWED_ANNOTATION: &str = "kaas.dev/tunnel-renewed";
+/// Annotation on the Secret of the tunnel's server, and on the pods of API servers that read it: when it was made anew.
+pub const RENEWED_ANNOTATION: &str = "kaas.dev/tunnel-renewed";
 /// Annotation on an orphaned control-plane namespace, set by the platform: the UID of the TenantCluster that takes it over.
 pub const ADOPT_ANNOTATION: &str = "kaas.dev/adopt-by-uid";
 

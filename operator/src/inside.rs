@@ -9,7 +9,7 @@
 //! What the tenant's API refuses holds up nothing: it is told in status and tried again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -27,8 +27,8 @@ use tokio::time::Instant;
 
 use crate::class::{Class, classify};
 use crate::cluster::{self, within};
-use crate::execute::Tools;
-use crate::keyring::Keyring;
+use crate::leader::Gate;
+use crate::metrics::Metrics;
 
 /// A look at everything is good for so long: a little less than the pause between two reconciles of a tenant at rest, so
 /// that each of them looks.
@@ -171,17 +171,24 @@ pub(crate) enum Kept {
     Later(Duration),
 }
 
+/// What it needs besides plan and facts.
+pub(crate) struct Tools<'a> {
+    pub(crate) client: kube::Client,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) gate: &'a Gate,
+    pub(crate) metrics: &'a Metrics,
+}
+
 /// Applies and takes away what the plan says. What failed is written into the facts, for the report.
-pub(crate) async fn keep(tools: &Tools<'_>, plan: &Plan, observed: &mut Observed, keyring: &Keyring) -> Kept {
+pub(crate) async fn keep(tools: &Tools<'_>, plan: &Plan, observed: &mut Observed) -> Kept {
     let looked = observed.addons.as_ref().is_some_and(|addons| addons.others.is_some());
     if plan.addons.is_empty() && !looked {
         return Kept::Well;
     }
-    let Some((client, memory)) = tools.tenants.inside(observed, keyring) else { return Kept::Well };
     let mut failures = Vec::new();
     let waves = async {
         for wave in &plan.addons {
-            let requests: Vec<_> = wave.iter().map(|action| act(tools, &client, action).boxed()).collect();
+            let requests: Vec<_> = wave.iter().map(|action| act(tools, action).boxed()).collect();
             let mut results = iter(requests).buffered(AT_ONCE);
             while let Some(result) = results.next().await {
                 if let Err(failure) = result {
@@ -195,7 +202,7 @@ pub(crate) async fn keep(tools: &Tools<'_>, plan: &Plan, observed: &mut Observed
         }
     };
     let late = tokio::time::timeout(LIMIT, waves).await.is_err();
-    let mut state = memory.state();
+    let mut state = tools.memory.state();
     state.seen.remove(&Kind::ConfigMap);
     if failures.is_empty() && !late {
         state.refused = None;
@@ -229,7 +236,8 @@ struct Failure {
     unlabelled: Option<Reference>,
 }
 
-async fn act(tools: &Tools<'_>, client: &kube::Client, action: &Action) -> Result<(), Failure> {
+async fn act(tools: &Tools<'_>, action: &Action) -> Result<(), Failure> {
+    let client = &tools.client;
     if tools.gate.check().is_err() {
         let (class, message) = (Class::NotLeading, String::new());
         return Err(Failure { class, refused: false, message, unlabelled: None });
@@ -263,3 +271,6 @@ async fn act(tools: &Tools<'_>, client: &kube::Client, action: &Action) -> Resul
         Failure { class, refused, message: message.chars().take(1000).collect(), unlabelled }
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 use jiff::{SignedDuration, Timestamp};
 use kaas_crds::name::{self, component};
 use kaas_crds::tenant_cluster::EndpointType;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::action::{Action, Authority, CertificateRequest, Issue, Material, Precondition, Usage};
 use crate::desired;
@@ -265,12 +265,6 @@ fn tunnel_certificates(host: Option<&str>) -> Vec<CertificateRequest> {
     vec![server, client(desired::CLIENT, Authority::Cluster, desired::SERVER_USER, None)]
 }
 
-/// Since when API servers have to run, so that their tunnel's server has read the certificate that there is now. It
-/// reads it once, and nothing but a roll brings it a new one.
-pub fn tunnel_renewed(observed: &Observed) -> Option<Timestamp> {
-    observed.secrets.get(component::KONNECTIVITY_SERVER)?.written
-}
-
 fn client(
     name: &str,
     authority: Authority,
@@ -316,12 +310,21 @@ fn issue(
     why: String,
 ) -> Action {
     let reference = Reference::namespaced(Kind::Secret, observed.tenant.control_plane_namespace(), secret);
-    let mut frame = json!({"metadata": {"labels": observed.tenant.labels(secret)}, "type": "Opaque"});
+    let mut annotations = Map::new();
     if let Material::Leaves { files, .. } = &material
         && !files.is_empty()
-        && let Some(metadata) = frame.pointer_mut("/metadata").and_then(Value::as_object_mut)
     {
-        metadata.insert("annotations".into(), json!({name::APPLIED_HASH_ANNOTATION: digest(&json!(files))}));
+        annotations.insert(name::APPLIED_HASH_ANNOTATION.into(), digest(&json!(files)).into());
+    }
+    // The tunnel's server reads its certificate once: nothing but a roll brings it a new one.
+    if secret == component::KONNECTIVITY_SERVER && live.is_some() {
+        annotations.insert(name::RENEWED_ANNOTATION.into(), observed.now.to_string().into());
+    }
+    let mut frame = json!({"metadata": {"labels": observed.tenant.labels(secret)}, "type": "Opaque"});
+    if let Some(metadata) = frame.pointer_mut("/metadata").and_then(Value::as_object_mut)
+        && !annotations.is_empty()
+    {
+        metadata.insert("annotations".into(), annotations.into());
     }
     let frame = Object::new(reference.clone(), frame);
     Action::Issue(Box::new(Issue { reference, frame, precondition: precondition(live), material, why }))

@@ -113,8 +113,8 @@ pub struct Secret {
     pub applied_hash: Option<String>,
     /// The server that a kubeconfig in it names.
     pub kubeconfig_server: Option<String>,
-    /// When the operator last gave it another content, by the API server's clock.
-    pub written: Option<Timestamp>,
+    /// When it was made anew, where something has to be restarted for that.
+    pub renewed: Option<String>,
 }
 
 /// What a certificate says.

@@ -236,29 +236,26 @@ fn with_members(observed: &Observed, mut object: Object) -> Object {
     object
 }
 
-/// API servers from before their tunnel's certificate are replaced: an annotation says since when it is, and stays until
-/// the next time.
+/// API servers follow the certificate of their tunnel's server: an annotation of their pods says when it was made anew.
 fn with_certificate(observed: &Observed, mut object: Object) -> Object {
-    let has_tunnel = |object: &Object| {
-        let containers = object.content.pointer("/spec/template/spec/containers").and_then(Value::as_array);
-        containers.into_iter().flatten().any(|one| one["name"] == component::KONNECTIVITY_SERVER)
-    };
-    if object.reference.name != component::KUBE_APISERVER || !has_tunnel(&object) {
+    let containers = object.content.pointer("/spec/template/spec/containers").and_then(Value::as_array);
+    let has_tunnel =
+        containers.into_iter().flatten().any(|container| container["name"] == component::KONNECTIVITY_SERVER);
+    if object.reference.name != component::KUBE_APISERVER || !has_tunnel {
         return object;
     }
-    let pointer = "/spec/template/metadata/annotations";
-    let before = observed
-        .live(Kind::Deployment, component::KUBE_APISERVER)
-        .and_then(|live| live.get(pointer)?.get(name::TUNNEL_RENEWED_ANNOTATION).cloned());
-    let renewed = key_material::tunnel_renewed(observed);
-    let late = renewed.filter(|renewed| {
-        observed.pods_of(component::KUBE_APISERVER).any(|pod| !pod.terminating && pod.created < *renewed)
-    });
-    let since = late.map(|renewed| Value::from(renewed.to_string())).or(before);
-    if let (Some(since), Some(metadata)) =
-        (since, object.content.pointer_mut("/spec/template/metadata").and_then(Value::as_object_mut))
+    let renewed = match observed.secrets.get(component::KONNECTIVITY_SERVER) {
+        Some(secret) => secret.renewed.clone().map(Value::from),
+        // It is about to be there again.
+        None => observed
+            .live(Kind::Deployment, component::KUBE_APISERVER)
+            .and_then(|live| live.get("/spec/template/metadata/annotations")?.get(name::RENEWED_ANNOTATION))
+            .cloned(),
+    };
+    if let (Some(renewed), Some(metadata)) =
+        (renewed, object.content.pointer_mut("/spec/template/metadata").and_then(Value::as_object_mut))
     {
-        metadata.insert("annotations".into(), json!({name::TUNNEL_RENEWED_ANNOTATION: since}));
+        metadata.insert("annotations".into(), json!({name::RENEWED_ANNOTATION: renewed}));
     }
     object
 }

@@ -283,7 +283,14 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
                 if unheard && !observed.deleting() && observed.cluster.status.is_some() {
                     return Ok(next(&plan));
                 }
-                let kept = inside::keep(&tools, &plan, &mut observed, &keyring).await;
+                let kept = match world.tenants.inside(&observed, &keyring) {
+                    Some((client, memory)) => {
+                        let (gate, metrics) = (&context.gate, &*context.metrics);
+                        let tools = inside::Tools { client, memory, gate, metrics };
+                        inside::keep(&tools, &plan, &mut observed).await
+                    }
+                    None => Kept::Well,
+                };
                 if matches!(kept, Kept::Changed) && pass < PASSES {
                     continue;
                 }

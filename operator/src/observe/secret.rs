@@ -39,25 +39,16 @@ pub(super) fn facts(secret: &Secret, keyring: &Keyring) -> Facts {
         certificates.insert("kubeconfig".to_owned(), facts);
     }
     let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let annotation = |key: &str| metadata.annotations.as_ref().and_then(|all| all.get(key)).cloned();
     Facts {
         uid: metadata.uid.clone().unwrap_or_default(),
         resource_version: metadata.resource_version.clone().unwrap_or_default(),
         owner_uid: owner.map(|owner| owner.uid.clone()),
         keys: entries.keys().map(|key| (*key).clone()).collect(),
         certificates,
-        applied_hash: metadata
-            .annotations
-            .as_ref()
-            .and_then(|all| all.get(name::APPLIED_HASH_ANNOTATION))
-            .cloned(),
+        applied_hash: annotation(name::APPLIED_HASH_ANNOTATION),
         kubeconfig_server: kubeconfig.map(|(server, _)| server),
-        written: metadata
-            .managed_fields
-            .iter()
-            .flatten()
-            .filter(|entry| entry.manager.as_deref() == Some(name::FIELD_MANAGER))
-            .filter_map(|entry| entry.time.as_ref().map(|time| time.0))
-            .max(),
+        renewed: annotation(name::RENEWED_ANNOTATION),
     }
 }
 

@@ -376,7 +376,8 @@ impl World {
         let version = self.next();
         let mut secret =
             Secret { uid: format!("uid-{version}"), resource_version: version, ..Secret::default() };
-        secret.written = Some(self.now);
+        let renewed = issue.frame.content.pointer("/metadata/annotations/kaas.dev~1tunnel-renewed");
+        secret.renewed = renewed.and_then(Value::as_str).map(str::to_owned);
         let annotation = issue.frame.content.pointer("/metadata/annotations/kaas.dev~1applied-hash");
         secret.applied_hash = annotation.and_then(Value::as_str).map(str::to_owned);
         match &issue.material {
