@@ -78,6 +78,11 @@ pub(super) fn deployment(inputs: &Inputs<'_>) -> Object {
     )
 }
 
+/// bootstrap-signer and token-cleaner are off by default; joining by token needs them. Requests of kubelets are approved
+/// by the operator alone: the controller would approve whatever somebody with all rights in the cluster asks for.
+const CONTROLLERS: &str =
+    "*,bootstrap-signer-controller,token-cleaner-controller,-certificatesigningrequest-approving-controller";
+
 fn replicas(inputs: &Inputs<'_>) -> i32 {
     inputs.spec.control_plane.replicas.min(MOST)
 }
@@ -87,8 +92,7 @@ fn controller_manager(inputs: &Inputs<'_>) -> Container {
     let flag = |name: &str, value: &str| format!("--{name}={value}");
     let mut command = vec![
         "kube-controller-manager".to_owned(),
-        // bootstrap-signer and token-cleaner are off by default; joining by token needs them.
-        flag("controllers", "*,bootstrap-signer-controller,token-cleaner-controller"),
+        flag("controllers", CONTROLLERS),
         // Each controller with its own rights, not with the sum of all.
         flag("use-service-account-credentials", "true"),
         flag("cluster-signing-cert-file", &key_file("cluster-ca.crt")),

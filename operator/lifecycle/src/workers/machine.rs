@@ -155,9 +155,10 @@ pub fn pod(request: &MachineRequest, place: &Place<'_>, images: &AddonImages, pl
     )
 }
 
-/// Whether a pod is the machine of the worker with this UID, and will run (again) by itself.
+/// Whether a pod is the machine of the worker with this UID: one that runs, will run by itself, or is not gone yet.
 pub fn is_machine(pod: &Pod, worker_uid: &str) -> bool {
-    made_for(pod) == Some(worker_uid) && !ended(pod)
+    let going = pod.metadata.deletion_timestamp.is_some();
+    made_for(pod) == Some(worker_uid) && (going || !ended(pod))
 }
 
 /// UID of the worker that a pod was made for.
@@ -166,7 +167,7 @@ pub fn made_for(pod: &Pod) -> Option<&str> {
 }
 
 /// Whether a pod has ended for good: evicted, or its node was shut down.
-pub fn ended(pod: &Pod) -> bool {
+fn ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Failed" | "Succeeded"))
 }
@@ -301,5 +302,7 @@ mod tests {
         assert!(is_machine(&runs, "w-1"));
         assert!(!is_machine(&runs, "w-2"));
         assert!(!is_machine(&live(json!({"phase": "Failed"}), json!({})), "w-1"));
+        let going = live(json!({"phase": "Succeeded"}), json!({"deletionTimestamp": "2026-06-01T00:00:00Z"}));
+        assert!(is_machine(&going, "w-1"), "nothing comes in its place before it is gone");
     }
 }
