@@ -218,16 +218,19 @@ async fn probe_for_ever(
 ) {
     let begin = Instant::now();
     let mut connected = begin;
+    // The version of who is at the other end; a connection that was just opened may lead to another server.
+    let mut version: Option<String> = None;
     loop {
         let last = connected.elapsed() >= AGE;
-        let mut answer = probe(&client, &metrics, last).await;
+        let mut answer = probe(&client, &metrics, last, version.as_deref()).await;
+        version = answer.as_ref().ok().filter(|_| !last).cloned();
         if last {
             connected = Instant::now();
         }
         if answer.is_err() && locked(&latest).as_ref().is_some_and(is_serving) {
             // One failure may be a connection that died with its server; a second one is news.
             sleep(EAGER).await;
-            answer = probe(&client, &metrics, last).await;
+            answer = probe(&client, &metrics, last, None).await;
         }
         let (changed, serving) = {
             let mut latest = locked(&latest);
@@ -265,18 +268,26 @@ fn note(before: Option<&Probe>, answer: Result<String, String>, now: Timestamp) 
     Probe { at: now, answer }
 }
 
-/// Asks for something real; the last time on this connection.
-async fn probe(client: &kube::Client, metrics: &Metrics, last: bool) -> Result<String, String> {
+/// Asks for something real, maybe the last time on this connection; and for the version, unless it is known.
+async fn probe(
+    client: &kube::Client,
+    metrics: &Metrics,
+    last: bool,
+    version: Option<&str>,
+) -> Result<String, String> {
     let begin = Instant::now();
     let result = within(DEADLINE, async {
-        let version = client.apiserver_version().await?;
+        let version = match version {
+            Some(version) => version.to_owned(),
+            None => client.apiserver_version().await?.git_version,
+        };
         // A read of one object is answered by etcd, not from a cache.
         let mut read = Request::get(NAMESPACE).body(Vec::new()).map_err(kube::Error::HttpError)?;
         if last {
             read.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         client.request::<Namespace>(read).await?;
-        Ok(version.git_version)
+        Ok(version)
     })
     .await;
     match result {
@@ -364,19 +375,19 @@ mod tests {
             tokio::time::resume();
         };
 
-        probe(&client, &metrics, false).await.unwrap();
+        probe(&client, &metrics, false, None).await.unwrap();
         for _ in 0..3 {
             pause(crate::args::LONGEST_PROBE_INTERVAL.unsigned_abs()).await;
-            assert_eq!(probe(&client, &metrics, false).await.unwrap(), "v1.37.1");
+            assert_eq!(probe(&client, &metrics, false, None).await.unwrap(), "v1.37.1");
         }
         assert_eq!(connections.load(Ordering::SeqCst), 1);
         pause(IDLE + Duration::from_secs(1)).await;
-        probe(&client, &metrics, false).await.unwrap();
+        probe(&client, &metrics, false, None).await.unwrap();
         assert_eq!(connections.load(Ordering::SeqCst), 2);
         // The last one on a connection: the next finds out whether new clients are let in.
-        probe(&client, &metrics, true).await.unwrap();
+        assert_eq!(probe(&client, &metrics, true, Some("v1")).await.unwrap(), "v1");
         assert_eq!(connections.load(Ordering::SeqCst), 2);
-        probe(&client, &metrics, false).await.unwrap();
+        probe(&client, &metrics, false, None).await.unwrap();
         assert_eq!(connections.load(Ordering::SeqCst), 3);
     }
 
