@@ -137,8 +137,11 @@ pub(crate) fn verdicts(observed: &Observed, pending: bool) -> [Verdict; 2] {
     let tunnel =
         |is, reason, message: String| Verdict::new(ConditionType::TunnelHealthy, is, reason, message);
     let workers = observed.workers.as_ref().is_some_and(|tally| tally.desired > 0 || tally.left > 0);
-    let Some(found) = observed.addons.as_ref().filter(|found| workers || !found.workloads.is_empty()) else {
-        if workers {
+    let concerned = workers || agents(observed).is_some();
+    let found = observed.addons.as_ref().filter(|found| concerned || found.refused.is_some());
+    let Some(found) = found else {
+        let release = observed.catalogue.get(&observed.cluster.spec.version);
+        if workers && release.is_none_or(|release| release.addons.is_some()) {
             let message = "what is inside the cluster was not read";
             return [
                 addons(Is::Unknown, Reason::NotObserved, message.into()),
@@ -146,7 +149,7 @@ pub(crate) fn verdicts(observed: &Observed, pending: bool) -> [Verdict; 2] {
             ];
         }
         return [
-            addons(Is::True, Reason::NoAddons, "there are no workers that addons could run on".into()),
+            addons(Is::True, Reason::NoAddons, "there are no workers, or no images for them".into()),
             tunnel(Is::True, Reason::NoWorkers, "there are no workers to reach".into()),
         ];
     };
@@ -167,6 +170,7 @@ pub(crate) fn verdicts(observed: &Observed, pending: bool) -> [Verdict; 2] {
     };
     let (ready, desired) = agents.map_or((0, 0), ready_of);
     let tunnel = match agents {
+        None if !concerned => tunnel(Is::True, Reason::NoWorkers, "there are no workers to reach".into()),
         None => tunnel(Is::False, Reason::AgentsMissing, "no agent was started yet".into()),
         Some(_) if desired == 0 => {
             tunnel(Is::True, Reason::NoWorkers, "no worker has joined that could be reached".into())

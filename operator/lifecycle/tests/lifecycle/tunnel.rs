@@ -125,6 +125,70 @@ fn addons_come_with_the_first_worker_and_stay() {
     assert_eq!(pods(&world), control_plane);
 }
 
+/// Pods that are ready, and pods that there should be, as the tenant's own controllers say.
+fn say(world: &mut World, kind: Kind, name: &str, status: Value) {
+    let reference = Reference::namespaced(kind, "kube-system", name);
+    std::sync::Arc::make_mut(world.inside.get_mut(&reference).unwrap()).content["status"] = status;
+}
+
+#[test]
+fn what_is_said_of_addons_and_tunnel() {
+    let mut world = World::demo();
+    gain_images(&mut world);
+    world.workers.desired = 2;
+    world.settle();
+    let both = |world: &mut World| {
+        world.settle();
+        let said = ["AddonsReady", "TunnelHealthy"].map(|kind| {
+            let status = world.cluster.status.as_ref().unwrap();
+            let found = status.conditions.iter().find(|condition| condition.type_ == kind).unwrap();
+            format!("{} {}: {}", found.status, found.reason, found.message)
+        });
+        assert_eq!(world.condition("Ready").0, "True", "which is about the control plane alone");
+        said.join("\n")
+    };
+    insta::assert_snapshot!(both(&mut world), @"
+    False AddonsNotReady: not ready: coredns 0 of 2, metrics-server 0 of 1
+    True NoWorkers: no worker has joined that could be reached
+    ");
+    for name in ["flannel", "kube-proxy", "konnectivity-agent"] {
+        say(&mut world, Kind::DaemonSet, name, json!({"desiredNumberScheduled": 2, "numberReady": 0}));
+    }
+    for (name, pods) in [("coredns", 2), ("metrics-server", 1)] {
+        say(&mut world, Kind::Deployment, name, json!({"readyReplicas": pods}));
+    }
+    insta::assert_snapshot!(both(&mut world), @"
+    False AddonsNotReady: not ready: flannel 0 of 2, konnectivity-agent 0 of 2, kube-proxy 0 of 2
+    False AgentsMissing: none of 2 agents is connected: logs, exec, webhooks and aggregated APIs fail
+    ");
+    for name in ["flannel", "kube-proxy"] {
+        say(&mut world, Kind::DaemonSet, name, json!({"desiredNumberScheduled": 2, "numberReady": 2}));
+    }
+    say(
+        &mut world,
+        Kind::DaemonSet,
+        "konnectivity-agent",
+        json!({"desiredNumberScheduled": 2, "numberReady": 1}),
+    );
+    insta::assert_snapshot!(both(&mut world), @"
+    False AddonsNotReady: not ready: konnectivity-agent 1 of 2
+    True AgentsConnected: 1 of 2 agents are connected
+    ");
+    say(
+        &mut world,
+        Kind::DaemonSet,
+        "konnectivity-agent",
+        json!({"desiredNumberScheduled": 2, "numberReady": 2}),
+    );
+    insta::assert_snapshot!(both(&mut world), @"
+    True AddonsRunning: all addons run
+    True AgentsConnected: 2 of 2 agents are connected
+    ");
+    world.reachable = false;
+    world.reconcile();
+    assert_eq!(world.condition("TunnelHealthy"), ("Unknown".into(), "NotObserved".into()));
+}
+
 #[test]
 fn addons_are_kept_as_they_are() {
     let mut world = World::demo();
