@@ -88,7 +88,12 @@ fn controller_manager(inputs: &Inputs<'_>) -> Container {
     let mut command = vec![
         "kube-controller-manager".to_owned(),
         // bootstrap-signer and token-cleaner are off by default; joining by token needs them.
-        flag("controllers", "*,bootstrap-signer-controller,token-cleaner-controller"),
+        // Its own approval of kubelets' certificates asks only whether the asker has the right to it, which every
+        // administrator of the cluster has: a worker's would be given to him.
+        flag(
+            "controllers",
+            "*,bootstrap-signer-controller,token-cleaner-controller,-certificatesigningrequest-approving-controller",
+        ),
         // Each controller with its own rights, not with the sum of all.
         flag("use-service-account-credentials", "true"),
         flag("cluster-signing-cert-file", &key_file("cluster-ca.crt")),
