@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Flow, NAMESPACE, POLL, Stage, claim, known_version, small};
+use super::{Flow, NAMESPACE, POLL, Stage, known_version, small};
 use crate::Error;
 use crate::component;
 use crate::demo::workers_are_ready;
@@ -27,6 +27,8 @@ const POOL: &str = "general";
 const TYPE: &str = "pod-small";
 /// A worker is there in seconds; the first one of a machine pulls the addons' images too.
 const WORKERS_READY: Duration = Duration::from_secs(180);
+/// An object is there for so long after what it stands for.
+const MOMENT: Duration = Duration::from_secs(10);
 const LOCAL: Option<&str> =
     Some("elsewhere workers may not be pods, and their images come from the local registry");
 
@@ -175,15 +177,22 @@ fn machines(stage: &Stage) -> Result<String, Error> {
     Ok(stage.home(TENANT)?.replacen("kaas-", "kaas-workers-", 1))
 }
 
-/// Workers, their nodes and their machines are the same, by name.
+/// Workers, their nodes and their machines are the same, by name. A machine that has ended is listed for a moment.
 fn nothing_is_left_over(stage: &Stage, kubectl: &Kubectl) -> Result<(), Error> {
-    let expected = names(&workers(stage)?);
-    let pods = stage.kubectl.read(&["--namespace", &machines(stage)?, "get", "pods"])?;
-    let pods = names(at(&pods, "/items").as_array().map(Vec::as_slice).unwrap_or_default());
-    let nodes = names(&nodes(kubectl)?);
-    claim(expected == pods && expected == nodes, || {
-        format!("Workers {expected:?} have the machines {pods:?} and the nodes {nodes:?}")
-    })
+    let machines = machines(stage)?;
+    let same = || {
+        let told = |error: Error| error.to_string();
+        let expected = names(&workers(stage).map_err(told)?);
+        let pods = stage.kubectl.read(&["--namespace", &machines, "get", "pods"]).map_err(told)?;
+        let pods = names(at(&pods, "/items").as_array().map(Vec::as_slice).unwrap_or_default());
+        let nodes = names(&nodes(kubectl).map_err(told)?);
+        match expected == pods && expected == nodes {
+            true => Ok(()),
+            false => Err(format!("Workers {expected:?} have the machines {pods:?} and the nodes {nodes:?}")),
+        }
+    };
+    let report = || stage.kubectl.report();
+    wait::until("nothing to be left of workers that are gone", MOMENT, POLL, same, report)
 }
 
 /// Polls the tenant until it is as it should be; otherwise its pods and events are told.

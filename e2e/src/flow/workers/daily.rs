@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -94,13 +94,17 @@ fn names_resolve(kubectl: &Kubectl) -> Result<(), Error> {
     claim(reverse.contains(&full), || format!("{address} is {full}, DNS says {reverse}"))
 }
 
-/// `kubectl port-forward` for as long as it lives.
-struct Forward(Child, SocketAddr);
+/// `kubectl port-forward` for as long as it lives. It writes a line for each connection, and ends when nobody reads it.
+struct Forward {
+    child: Child,
+    address: SocketAddr,
+    _lines: BufReader<ChildStdout>,
+}
 
 impl Drop for Forward {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -111,24 +115,25 @@ impl Forward {
         let mut command = crate::process::dying_with_us(&command);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().map_err(Error::io("start", &stage.program))?;
-        let mut line = String::new();
-        if let Some(out) = child.stdout.take() {
-            // Its first line is the address, or it ends.
-            let _ = BufReader::new(out).read_line(&mut line);
-        }
-        let address = line.split_whitespace().find_map(|word| word.parse::<SocketAddr>().ok());
-        match address {
-            Some(address) => Ok(Self(child, address)),
-            None => {
+        let mut first = String::new();
+        let lines = child.stdout.take().map(BufReader::new).map(|mut lines| {
+            // The address, or it ends.
+            let _ = lines.read_line(&mut first);
+            lines
+        });
+        let address = first.split_whitespace().find_map(|word| word.parse::<SocketAddr>().ok());
+        match (lines, address) {
+            (Some(lines), Some(address)) => Ok(Self { child, address, _lines: lines }),
+            _ => {
                 let _ = child.kill();
                 let _ = child.wait();
-                Err(Error::Invalid(format!("kubectl port-forward {to} says `{line}`")))
+                Err(Error::Invalid(format!("kubectl port-forward {to} says `{first}`")))
             }
         }
     }
 
     fn ask(&self, path: &str) -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&self.1, ANSWER)?;
+        let mut stream = TcpStream::connect_timeout(&self.address, ANSWER)?;
         stream.set_read_timeout(Some(ANSWER))?;
         write!(stream, "GET {path} HTTP/1.0\r\nHost: forwarded\r\n\r\n")?;
         let mut text = String::new();

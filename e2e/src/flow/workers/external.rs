@@ -37,11 +37,18 @@ configure_containerd
 printf '%s' "$MIRROR" >/etc/containerd/certs.d/_default/hosts.toml
 containerd --config /run/kaas/containerd.toml --log-level warn &
 await_containerd
+# Its disk is shared: a part of a hundred says nothing of it.
+mkdir /run/kaas/kubelet.conf.d
+cat >/run/kaas/kubelet.conf.d/10-disk.conf <<EOF
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+evictionHard: {nodefs.available: 100Mi, imagefs.available: 100Mi, memory.available: 50Mi}
+EOF
 while :; do
 	if [ -e /var/lib/kubelet/config.yaml ]; then
 		KUBELET_KUBEADM_ARGS=
 		[ ! -e /var/lib/kubelet/kubeadm-flags.env ] || . /var/lib/kubelet/kubeadm-flags.env
-		kubelet --config=/var/lib/kubelet/config.yaml --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf \
+		kubelet --config=/var/lib/kubelet/config.yaml --config-dir=/run/kaas/kubelet.conf.d --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf \
 			--kubeconfig=/etc/kubernetes/kubelet.conf $KUBELET_KUBEADM_ARGS || true
 	fi
 	sleep 1
@@ -51,6 +58,10 @@ done
 pub(super) fn a_machine_of_ones_own_joins(stage: &Stage) -> Result<(), Error> {
     let kubectl = pool_of_two(stage)?;
     let result = play(stage, &kubectl);
+    if result.is_err() {
+        let pool = ["delete", "workerpools.kaas.dev", OWN_POOL, "--ignore-not-found", "--wait=false"];
+        let _ = stage.kubectl.run(&[&["--namespace", NAMESPACE], pool.as_slice()].concat());
+    }
     let _ = kubectl.run(&["delete", "pod,service", GUEST, "--ignore-not-found", "--grace-period=1"]);
     let delete = ["delete", "namespace", PLACE, "--ignore-not-found", "--wait=false"];
     let _ = stage.kubectl.run(&delete);

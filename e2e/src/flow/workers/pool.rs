@@ -90,20 +90,20 @@ pub(super) fn deleted_is_made_again(stage: &Stage) -> Result<(), Error> {
     let (name, uid) = (text(&first, "/metadata/name"), text(&first, "/metadata/uid"));
     let started = Instant::now();
     stage.kubectl.run(&["--namespace", NAMESPACE, "delete", "workers.kaas.dev", &name, "--wait=false"])?;
-    let args = ["--namespace", NAMESPACE, "get", "workers.kaas.dev", &name];
-    let another = |worker: &Value| match at(worker, "/metadata/uid") == &uid {
-        true => Err(text(worker, "/status/summary")),
-        false => Ok(()),
+    let replaced = || {
+        let now = workers(stage).map_err(|error| error.to_string())?;
+        match now.iter().any(|worker| at(worker, "/metadata/uid") == &uid) {
+            true => Err(format!("{name} is still there")),
+            false => Ok(()),
+        }
     };
-    stage.kubectl.await_object(&format!("another Worker {name}"), &args, WORKERS_READY, another)?;
+    until(&kubectl, &format!("Worker {name} to be gone"), WORKERS_READY, replaced)?;
     await_workers(stage, POOL, 2)?;
-    told("deleted -> another one Ready", started);
+    told("deleted -> gone, and another one Ready", started);
     nothing_is_left_over(stage, &kubectl)?;
     let kept = before.last().map(|worker| text(worker, "/metadata/uid"));
-    let now = workers(stage)?;
-    claim(now.last().map(|worker| text(worker, "/metadata/uid")) == kept, || {
-        "the other worker was made again too".to_owned()
-    })
+    let now: Vec<_> = workers(stage)?.iter().map(|worker| text(worker, "/metadata/uid")).collect();
+    claim(kept.is_some_and(|kept| now.contains(&kept)), || "the other worker was made again too".to_owned())
 }
 
 pub(super) fn labels_and_taints_change_in_place(stage: &Stage) -> Result<(), Error> {
