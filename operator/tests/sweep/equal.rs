@@ -14,20 +14,31 @@ use crate::record::Record;
 /// A world as text, an object an entry.
 pub(crate) type Picture = BTreeMap<String, String>;
 
-/// Everything of one tenant in the management cluster.
-pub(crate) fn picture(record: &Record, scope: &Scope) -> Picture {
+/// Everything of one tenant in the management cluster, and what was found inside it.
+pub(crate) fn picture(record: &Record, scope: &Scope, found_inside: Vec<(String, Value)>) -> Picture {
     let (home, team) = (scope.home(), &scope.team);
     let inside = record.live(&home);
     let port = inside
         .get(&("Service", "kube-apiserver".to_owned()))
         .and_then(|service| service.pointer("/spec/ports/0/nodePort")?.as_u64());
     let authority = inside.get(&("Secret", "authority".to_owned()));
-    let beside = record.live(team);
-    let all = || inside.iter().chain(&beside);
+    let (beside, machines) = (record.live(team), record.live(&scope.machines()));
+    // Names are the same in different places.
+    let told = |kind: &str, name: &str, object: &Value| {
+        let place = object["metadata"]["namespace"].as_str().unwrap_or_default();
+        let place = if place == scope.machines() { " of machines" } else { "" };
+        format!("{kind} {name}{place}")
+    };
+    let all = || inside.iter().chain(&beside).chain(&machines);
     let mut eraser = Eraser::new(scope, port);
     for ((kind, name), object) in all() {
         let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
-        eraser.uids.push((uid.to_owned(), format!("UID of {kind} {}", eraser.text(name))));
+        let known = format!("UID of {}", told(kind, &eraser.text(name), object));
+        eraser.uids.push((uid.to_owned(), known));
+    }
+    for (key, object) in &found_inside {
+        let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+        eraser.uids.push((uid.to_owned(), format!("UID of {key}")));
     }
     let mut picture = Picture::new();
     for ((kind, name), object) in all() {
@@ -40,15 +51,13 @@ pub(crate) fn picture(record: &Record, scope: &Scope) -> Picture {
             history.retain(|entry| entry["type"] != "Roll");
         }
         let plain = eraser.object(plain);
-        let key = format!("{kind} {}", eraser.text(name));
+        let key = told(kind, &eraser.text(name), object);
         picture.insert(key, serde_json::to_string_pretty(&plain).unwrap());
     }
+    for (key, object) in found_inside {
+        picture.insert(key, serde_json::to_string_pretty(&eraser.object(object)).unwrap());
+    }
     picture
-}
-
-/// The objects of a list inside the tenant.
-pub(crate) fn erase(scope: &Scope, port: Option<u64>, object: Value) -> String {
-    serde_json::to_string_pretty(&Eraser::new(scope, port).object(object)).unwrap()
 }
 
 /// Lines that differ.
