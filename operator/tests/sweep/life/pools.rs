@@ -46,7 +46,10 @@ impl Life {
                 pools.create(&PostParams::default(), &pool.unwrap()).await.unwrap();
             }
             Operation::PoolGrowth => scale(3).await,
-            Operation::Withdrawal => scale(2).await,
+            Operation::Withdrawal => {
+                scale(2).await;
+                workers.delete("p-2", &DeleteParams::default()).await.unwrap();
+            }
             Operation::Draining => {
                 kubelets::populate(self.tenant(), "p-2").await;
                 first_to_go("p-2").await;
