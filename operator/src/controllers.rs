@@ -1,6 +1,7 @@
 //! What the operator does while it leads: one controller a kind, and the watches that wake them.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::select;
@@ -36,9 +37,10 @@ pub async fn run(context: Context) {
     let client = &context.client;
     let (catalogue, refreshing) = kubernetes_release::catalogue(client);
     let (wakes, woken) = wakes();
-    let interval = context.settings.probe_interval;
-    let tenants = Tenants::new(wakes.clusters.clone(), interval, context.metrics.clone());
     let (fleet, events, watching) = Fleet::watch(client, wakes);
+    let told = fleet.clone();
+    let bell = Arc::new(move |(namespace, cluster): &Name| told.cluster_turned(namespace, cluster));
+    let tenants = Tenants::new(bell, context.settings.probe_interval, context.metrics.clone());
     let (pools, workers) = fleet.stores();
     let yard = Yard::new(context.clone(), catalogue.clone(), fleet, tenants.clone(), Attendants::default());
     let reporter = Reporter {

@@ -18,7 +18,6 @@ use kaas_lifecycle::endpoint;
 use kaas_lifecycle::key_material::OPERATOR_SECRET;
 use kaas_lifecycle::observed::{Answer, Observed, Probe};
 use kube::config::AuthInfo;
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 use tracing::debug;
@@ -53,10 +52,13 @@ const NAMESPACE: &str = "/api/v1/namespaces/default";
 /// Namespace and name of a TenantCluster.
 pub(crate) type Name = (String, String);
 
+/// Who is told when the API of a tenant begins to serve, or ceases to.
+pub(crate) type Bell = Arc<dyn Fn(&Name) + Send + Sync>;
+
 /// All tenants with a client.
 pub(crate) struct Tenants {
     entries: Mutex<BTreeMap<String, Entry>>,
-    wake: UnboundedSender<Name>,
+    bell: Bell,
     interval: Duration,
     metrics: Arc<Metrics>,
 }
@@ -108,8 +110,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Tenants {
-    pub(crate) fn new(wake: UnboundedSender<Name>, interval: Duration, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Tenants { entries: Mutex::default(), wake, interval, metrics })
+    pub(crate) fn new(bell: Bell, interval: Duration, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Tenants { entries: Mutex::default(), bell, interval, metrics })
     }
 
     /// The client of a tenant's API, once endpoint and credentials are known. The first call starts the probe.
@@ -135,7 +137,7 @@ impl Tenants {
             client.clone(),
             latest.clone(),
             inside.clone(),
-            self.wake.clone(),
+            self.bell.clone(),
             name,
             self.interval,
             self.metrics.clone(),
@@ -211,7 +213,7 @@ async fn probe_for_ever(
     client: kube::Client,
     latest: Arc<Mutex<Option<Probe>>>,
     inside: Arc<Memory>,
-    wake: UnboundedSender<Name>,
+    bell: Bell,
     name: Name,
     interval: Duration,
     metrics: Arc<Metrics>,
@@ -240,9 +242,8 @@ async fn probe_for_ever(
             *latest = Some(next);
             (changed, serving)
         };
-        let changed = serving && inside.glance(&client).await || changed;
-        if changed && wake.send(name.clone()).is_err() {
-            return;
+        if serving && inside.glance(&client).await || changed {
+            bell(&name);
         }
         let eager = !serving && begin.elapsed() < EAGER_FOR;
         sleep(if eager { EAGER.min(interval) } else { interval }).await;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::Stream;
@@ -33,6 +34,12 @@ use crate::{execute as execution, observe as observation};
 /// Passes of one turn. The way up needs two, each step of the way down two more.
 const PASSES: usize = 8;
 
+/// An operator that has just started has not asked every tenant's API yet. For so long it says nothing of workers whose
+/// node it could not ask for; what its predecessor saw stands.
+const UNHEARD: Duration = Duration::from_secs(30);
+/// It is told when the API was asked; should it not be, it looks again.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
 /// A turn that did not end well.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -59,6 +66,7 @@ struct World {
     recorder: Recorder,
     attempts: Attempts,
     turns: AtomicU64,
+    begin: Instant,
 }
 
 /// Runs the controller until it is told to stop.
@@ -76,7 +84,13 @@ pub(super) async fn run(
         .reconcile_on(named(woken))
         .graceful_shutdown_on(context.stop.clone().cancelled_owned());
     let attempts = Attempts::new(context.metrics.clone());
-    let world = Arc::new(World { yard: yard.clone(), recorder, attempts, turns: AtomicU64::default() });
+    let world = Arc::new(World {
+        yard: yard.clone(),
+        recorder,
+        attempts,
+        turns: AtomicU64::default(),
+        begin: Instant::now(),
+    });
     controller
         .run(reconcile, back_off, world)
         .for_each(|turn| async {
@@ -130,6 +144,9 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
             report(world, &sight, &plan, None, Some(&refusal)).await?;
             return Ok(Action::requeue(BACK_OFF.1));
         }
+        if unheard(world, &sight) {
+            return Ok(Action::requeue(LOOK_AGAIN));
+        }
         let outcome = execute::worker(yard, &sight, &plan.waves).await;
         debug!(pass, step = ?plan.step, actions = plan.waves.iter().map(Vec::len).sum::<usize>(), "pass");
         let refused = match outcome {
@@ -153,6 +170,16 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
         }
     }
     Ok(Action::requeue(BACK_OFF.0))
+}
+
+/// Whether its cluster's API was not asked yet by an operator that has just started, and there is something to say.
+fn unheard(world: &World, sight: &Sight) -> bool {
+    let observed = &sight.observed;
+    world.begin.elapsed() < UNHEARD
+        && observed.worker.status.is_some()
+        && observed.cluster.found().is_some()
+        && !observed.forsaken()
+        && world.yard.tenants.latest(&observed.worker.spec.cluster_uid).is_none()
 }
 
 /// Writes the status if it says something new.

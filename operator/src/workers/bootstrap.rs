@@ -14,8 +14,10 @@ use kaas_crds::{TenantCluster, Worker, name};
 use kaas_lifecycle::action::Precondition;
 use kaas_lifecycle::desired::{Machine, Settings, kubelet_configuration};
 use kaas_lifecycle::object::{Kind, Object, Reference};
+use kaas_lifecycle::observed::Live;
 use kaas_lifecycle::workers::machine::{self, Place};
 use kaas_lifecycle::workers::observed::{Bootstrap, Fact};
+use kaas_lifecycle::workers::worker::token_id;
 use kaas_pki::{Certificate, Kubeconfig};
 use kube::api::Api;
 use serde_json::{Value, json};
@@ -140,9 +142,7 @@ pub(super) async fn revoke(
 ) -> Result<(), Error> {
     let token = token_reference(token_id);
     if let Some(live) = cluster::get(&access.client, &token).await.map_err(read(&token))? {
-        cluster::delete(&access.client, &token, &live.uid, None)
-            .await
-            .map_err(|source| Error::Write { what: format!("delete {token} inside the tenant"), source })?;
+        delete_token(access, &token, &live).await?;
     }
     let place = sight.place();
     let worker = &sight.observed.worker;
@@ -159,6 +159,26 @@ pub(super) async fn revoke(
     put(&mut object, "data", encoded(&files(cluster, sight, access, mirror, None)));
     let precondition = Precondition::Version(known.resource_version.clone());
     cluster::apply(client, &object, &precondition).await.map(drop).map_err(failed)
+}
+
+/// Takes away the token of a worker, also one that no Secret tells of: its making was cut off.
+pub(super) async fn withdraw(access: &Access, worker_uid: &str) -> Result<(), Error> {
+    let token = token_reference(&token_id(worker_uid));
+    let Some(live) = cluster::get(&access.client, &token).await.map_err(read(&token))? else {
+        return Ok(());
+    };
+    let labels = live.get("/metadata/labels");
+    let holder = labels.and_then(|labels| labels.get(name::WORKER_UID_LABEL)?.as_str());
+    if holder != Some(worker_uid) {
+        return Ok(());
+    }
+    delete_token(access, &token, &live).await
+}
+
+async fn delete_token(access: &Access, token: &Reference, live: &Live) -> Result<(), Error> {
+    cluster::delete(&access.client, token, &live.uid, None)
+        .await
+        .map_err(|source| Error::Write { what: format!("delete {token} inside the tenant"), source })
 }
 
 /// Files of a machine that is a pod.

@@ -2,6 +2,7 @@
 //! fails. What the infrastructure refuses is told apart: it has a type, a status and a next attempt.
 
 use k8s_openapi::api::core::v1::Node;
+use kaas_crds::worker_pool::InfrastructureKind;
 use kaas_crds::{Worker, WorkerPool, name};
 use kaas_lifecycle::workers::action::{Action, tell};
 use kaas_lifecycle::workers::observed::PoolObserved;
@@ -133,6 +134,15 @@ async fn on_worker(yard: &Yard, sight: &Sight, action: &Action) -> Result<Option
             finalizer(&workers, "Worker", metadata, name::WORKER_FINALIZER, resource_version, true).await?;
         }
         Action::RemoveFinalizer { resource_version } => {
+            // One that ends before it had a machine, or after it lost it, has these still.
+            if !sight.observed.forsaken() {
+                bootstrap::withdraw(inside(sight)?, place.worker_uid).await?;
+            }
+            if sight.observed.worker.spec.infrastructure.kind() == Some(InfrastructureKind::Pod)
+                && let Err(refusal) = yard.pods.clear(place).await
+            {
+                return Ok(Some(refusal));
+            }
             finalizer(&workers, "Worker", metadata, name::WORKER_FINALIZER, resource_version, false).await?;
         }
         Action::IssueBootstrap { token_id, expires, precondition } => {

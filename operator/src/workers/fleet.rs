@@ -4,7 +4,6 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::stream::{Stream, StreamExt};
 use futures::{TryStreamExt, join};
@@ -19,6 +18,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 use tracing::debug;
 
 use crate::controllers::WATCH_TIMEOUT_SECONDS;
@@ -56,7 +56,7 @@ pub(crate) struct Fleet {
     workers: Store<Worker>,
     types: Store<InstanceType>,
     /// Whether all of them were read once: before that the world looks empty.
-    read: AtomicBool,
+    read: watch::Sender<bool>,
     wakes: Wakes,
 }
 
@@ -84,10 +84,10 @@ impl Fleet {
         let (pools, pool_writer) = store();
         let (workers, worker_writer) = store();
         let (types, type_writer) = store();
-        let fleet = Arc::new(Fleet { pools, workers, types, read: AtomicBool::new(false), wakes });
+        let fleet = Arc::new(Fleet { pools, workers, types, read: watch::Sender::new(false), wakes });
 
         let woken = fleet.clone();
-        let pool_events = watch(Api::<WorkerPool>::all(client.clone()))
+        let pool_events = watched(Api::<WorkerPool>::all(client.clone()))
             .modify(|pool| {
                 pool.metadata.managed_fields = None;
                 if let Some(status) = &mut pool.status {
@@ -98,7 +98,7 @@ impl Fleet {
             .touched_objects()
             .inspect_ok(move |pool| woken.pool_changed(pool));
         let woken = fleet.clone();
-        let worker_events = watch(Api::<Worker>::all(client.clone()))
+        let worker_events = watched(Api::<Worker>::all(client.clone()))
             .modify(|worker| {
                 worker.metadata.managed_fields = None;
                 if let Some(status) = &mut worker.status {
@@ -109,10 +109,10 @@ impl Fleet {
             .touched_objects()
             .inspect_ok(move |worker| woken.worker_changed(worker));
         let type_events =
-            watch(Api::<InstanceType>::all(client.clone())).reflect(type_writer).touched_objects();
+            watched(Api::<InstanceType>::all(client.clone())).reflect(type_writer).touched_objects();
         let clusters: Api<PartialObjectMeta<TenantCluster>> = Api::all(client.clone());
         let machines: Api<PartialObjectMeta<Pod>> = Api::all(client.clone());
-        let (clusters, machines) = (watch(clusters), watch_selected(machines, &machine_selector()));
+        let (clusters, machines) = (watched(clusters), watch_selected(machines, &machine_selector()));
         let others = fleet.clone();
         let work = async move {
             let reading = async {
@@ -123,14 +123,15 @@ impl Fleet {
                 );
                 let read = join!(stores.0, stores.1, stores.2);
                 if matches!(read, (Ok(()), Ok(()), Ok(()))) {
-                    others.read.store(true, Ordering::Release);
+                    others.read.send_replace(true);
                     // Whoever looked before could not count.
                     others.pools.state().iter().for_each(|pool| others.pool_changed(pool));
                 }
             };
             let types = follow(type_events, "instance types", |_| others.wake_pools(|_| true));
-            let clusters =
-                follow(clusters.touched_objects(), "clusters", |cluster| others.cluster_changed(&cluster));
+            let clusters = follow(clusters.touched_objects(), "clusters", |cluster| {
+                others.cluster_changed(&cluster.namespace().unwrap_or_default(), &cluster.name_any());
+            });
             let machines =
                 follow(machines.touched_objects(), "machines", |machine| others.machine_changed(&machine));
             join!(reading, types, clusters, machines);
@@ -145,7 +146,13 @@ impl Fleet {
 
     /// Whether everything was read once.
     pub(crate) fn is_read(&self) -> bool {
-        self.read.load(Ordering::Acquire)
+        *self.read.borrow()
+    }
+
+    /// Once everything was read.
+    pub(crate) async fn read(&self) {
+        // It lives as long as the fleet.
+        let _ = self.read.subscribe().wait_for(|read| *read).await;
     }
 
     /// Pools of a cluster.
@@ -215,14 +222,19 @@ impl Fleet {
         }
     }
 
+    /// Its API began to serve, or ceased to: what was seen of nodes, or could not be, is not what there is now.
+    pub(crate) fn cluster_turned(&self, namespace: &str, name: &str) {
+        let _ = self.wakes.clusters.send((namespace.to_owned(), name.to_owned()));
+        self.cluster_changed(namespace, name);
+    }
+
     /// Whether it serves, is paused or deleted.
-    fn cluster_changed(&self, cluster: &PartialObjectMeta<TenantCluster>) {
-        let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
-        self.wake_pools(|pool| within(pool, &namespace) && pool.spec.cluster_name == name);
+    fn cluster_changed(&self, namespace: &str, name: &str) {
+        self.wake_pools(|pool| within(pool, namespace) && pool.spec.cluster_name == name);
         for worker in
-            self.workers.state_filter(|worker| within(worker, &namespace) && worker.spec.cluster_name == name)
+            self.workers.state_filter(|worker| within(worker, namespace) && worker.spec.cluster_name == name)
         {
-            self.wake_worker(&namespace, &worker.name_any());
+            self.wake_worker(namespace, &worker.name_any());
         }
     }
 
@@ -260,7 +272,7 @@ fn within<K: Resource>(object: &K, namespace: &str) -> bool {
     object.meta().namespace.as_deref() == Some(namespace)
 }
 
-fn watch<K>(api: Api<K>) -> impl Stream<Item = Event<watcher::Event<K>>> + Send
+fn watched<K>(api: Api<K>) -> impl Stream<Item = Event<watcher::Event<K>>> + Send
 where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {

@@ -49,6 +49,9 @@ pub(crate) trait Infrastructure: Send + Sync {
     /// Takes exactly this machine away. One that is gone already is a success.
     fn delete<'a>(&'a self, place: Place<'a>, id: &'a str) -> Answer<'a, ()>;
 
+    /// Takes away what a worker had besides its machine, which is gone, or was never made.
+    fn clear<'a>(&'a self, place: Place<'a>) -> Answer<'a, ()>;
+
     /// The cluster has no workers any more: what it had besides machines goes.
     fn dissolve<'a>(&'a self, cluster_uid: &'a str) -> Answer<'a, ()>;
 }

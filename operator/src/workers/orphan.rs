@@ -19,15 +19,13 @@ use crate::workers::{Yard, node};
 /// Looked for so often: a machine that nobody asked for costs, but hurts nobody.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
-/// Looks until the term ends.
+/// Looks until the term ends, for the first time as soon as there is something to compare with.
 pub(crate) async fn sweep(yard: Arc<Yard>) {
+    yard.fleet.read().await;
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if !yard.fleet.is_read() {
-            continue;
-        }
         let with_workers = yard.fleet.clusters();
         yard.attendants.retain(|uid| with_workers.contains(uid) && yard.tenants.access(uid).is_some());
         let machines = match yard.pods.list().await {

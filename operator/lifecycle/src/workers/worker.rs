@@ -86,10 +86,18 @@ const TOKEN_LENGTH: usize = 6;
 pub fn plan(observed: &WorkerObserved) -> WorkerPlan {
     let (step, mut waves) = if observed.deleting() { down(observed) } else { up(observed) };
     waves.retain(|wave| !wave.is_empty());
-    let pause = if matches!(step, Step::Joined) && waves.is_empty() { RESYNC } else { SOON };
-    let wake_at =
-        [observed.now.checked_add(pause).ok(), drain_wake(observed, &step)].into_iter().flatten().min();
+    // Of a node that was not read nobody tells.
+    let at_rest = matches!(step, Step::Joined) && waves.is_empty() && observed.node != Fact::Unread;
+    let pause = if at_rest { RESYNC } else { SOON };
+    let wakes = [observed.now.checked_add(pause).ok(), drain_wake(observed, &step), next_attempt(observed)];
+    let wake_at = wakes.into_iter().flatten().min();
     WorkerPlan { waves, step, wake_at }
+}
+
+/// When the infrastructure may be asked again.
+fn next_attempt(observed: &WorkerObserved) -> Option<Timestamp> {
+    let failure = observed.worker.status.as_ref()?.failure.as_ref()?;
+    Some(failure.retry_at.0).filter(|at| *at > observed.now)
 }
 
 fn drain_wake(observed: &WorkerObserved, step: &Step) -> Option<Timestamp> {

@@ -129,6 +129,10 @@ impl Infrastructure for Pods {
         })
     }
 
+    fn clear<'a>(&'a self, place: Place<'a>) -> Answer<'a, ()> {
+        Box::pin(async move { self.remove_secret(&place).await })
+    }
+
     fn dissolve<'a>(&'a self, cluster_uid: &'a str) -> Answer<'a, ()> {
         Box::pin(async move {
             let home = name::workers_namespace(cluster_uid);
