@@ -383,3 +383,49 @@ fn a_cluster_that_goes_or_is_paused_gets_nothing() {
     paused.now = Timestamp::MAX;
     assert_eq!(broken(&paused, apply), [Invariant::Paused]);
 }
+
+#[test]
+fn inside_a_tenant_only_what_is_ours_is_written_and_only_what_is_off_goes() {
+    let mut world = World::demo();
+    world.gain_images();
+    world.workers.desired = 1;
+    world.settle();
+    let observed = world.observe();
+    let addons = observed.addons.as_ref().unwrap();
+    let inside = |actions: Vec<Action>, observed: &Observed| -> Vec<Invariant> {
+        let plan = Plan { addons: vec![actions], ..Plan::default() };
+        lint::check(observed, &plan).iter().map(|breach| breach.invariant).collect()
+    };
+    let apply = |reference: &Reference, version: &str| Action::ApplyInside {
+        object: Object::new(reference.clone(), json!({})),
+        precondition: Precondition::Version(version.into()),
+    };
+    let delete = |reference: &Reference, uid: &str| Action::DeleteInside {
+        reference: reference.clone(),
+        uid: uid.into(),
+    };
+    let proxy = Reference::namespaced(Kind::DaemonSet, "kube-system", "kube-proxy");
+    let role = Reference::cluster(Kind::ClusterRole, "kaas:flannel");
+    let theirs = Reference::namespaced(Kind::DaemonSet, "kube-system", "theirs");
+    let version = addons.workloads[&proxy].resource_version.as_str();
+    assert_eq!(inside(vec![apply(&proxy, version)], &observed), []);
+    assert_eq!(inside(vec![apply(&proxy, "0")], &observed), [Invariant::Precondition]);
+    assert_eq!(inside(vec![apply(&theirs, "1")], &observed), [Invariant::Ownership]);
+    assert_eq!(inside(vec![delete(&proxy, "in")], &observed), [Invariant::Ownership], "it is switched on");
+
+    let mut off = observed.clone();
+    off.cluster.spec.addons.kube_proxy.enabled = false;
+    assert_eq!(inside(vec![delete(&proxy, "in")], &off), []);
+    assert_eq!(inside(vec![delete(&proxy, "other")], &off), [Invariant::Precondition]);
+    let live = off.addons.as_mut().unwrap().workloads.get_mut(&proxy).unwrap();
+    live.content["metadata"]["labels"] = json!({});
+    assert_eq!(inside(vec![delete(&proxy, "in")], &off), [Invariant::Ownership], "it is the tenant's own");
+
+    // What was not looked at is not written.
+    let mut unseen = observed.clone();
+    unseen.addons.as_mut().unwrap().others = None;
+    let version = addons.others.as_ref().unwrap()[&role].resource_version.as_str();
+    assert_eq!(inside(vec![apply(&role, version)], &observed), []);
+    assert_eq!(inside(vec![apply(&role, version)], &unseen), [Invariant::Precondition]);
+    assert_eq!(plan(&unseen).addons, plan(&observed).addons);
+}

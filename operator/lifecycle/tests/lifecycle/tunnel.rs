@@ -3,27 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::SignedDuration;
-use kaas_crds::kubernetes_release::AddonImages;
 use kaas_lifecycle::object::{Kind, Reference};
 use serde_json::{Value, json};
 
 use crate::world::{LEAF_LIFETIME, World};
-
-/// The release gains images for workers, as a newer chart may have it.
-fn gain_images(world: &mut World) {
-    let image = |name: &str| format!("registry.k8s.io/{name}:v1");
-    let images = AddonImages {
-        kube_proxy: image("kube-proxy"),
-        core_dns: image("coredns"),
-        flannel: image("flannel"),
-        konnectivity_server: image("proxy-server"),
-        konnectivity_agent: image("proxy-agent"),
-        metrics_server: image("metrics-server"),
-        pause: image("pause"),
-        worker: image("worker"),
-    };
-    world.catalogue.get_mut("v1.37.1").unwrap().addons = Some(images);
-}
 
 /// Pods by their components.
 fn pods(world: &World) -> BTreeMap<String, BTreeSet<String>> {
@@ -42,7 +25,7 @@ fn its_certificate_names_itself_and_the_endpoint() {
     };
     let own = "konnectivity-server".to_owned();
     let mut world = World::demo();
-    gain_images(&mut world);
+    world.gain_images();
     world.settle();
     assert_eq!(world.summary(), "Running");
     assert_eq!(names(&world), (BTreeSet::from([own.clone()]), BTreeSet::new()));
@@ -62,7 +45,7 @@ fn its_certificate_names_itself_and_the_endpoint() {
 #[test]
 fn a_renewed_certificate_rolls_the_api_servers_once() {
     let mut world = World::demo();
-    gain_images(&mut world);
+    world.gain_images();
     world.edit(|spec| spec.control_plane.replicas = 3);
     world.settle();
     let first = pods(&world);
@@ -93,7 +76,7 @@ fn workloads(world: &World) -> Vec<String> {
 #[test]
 fn addons_come_with_the_first_worker_and_stay() {
     let mut world = World::demo();
-    gain_images(&mut world);
+    world.gain_images();
     world.settle();
     assert_eq!(workloads(&world), Vec::<String>::new());
     assert!(inside(&world).contains("ConfigMap kube-public/cluster-info"));
@@ -134,7 +117,7 @@ fn say(world: &mut World, kind: Kind, name: &str, status: Value) {
 #[test]
 fn what_is_said_of_addons_and_tunnel() {
     let mut world = World::demo();
-    gain_images(&mut world);
+    world.gain_images();
     world.workers.desired = 2;
     world.settle();
     let both = |world: &mut World| {
@@ -192,7 +175,7 @@ fn what_is_said_of_addons_and_tunnel() {
 #[test]
 fn addons_are_kept_as_they_are() {
     let mut world = World::demo();
-    gain_images(&mut world);
+    world.gain_images();
     world.workers.desired = 1;
     world.settle();
     let wanted = world.inside.clone();
@@ -215,7 +198,7 @@ fn addons_are_kept_as_they_are() {
 #[test]
 fn a_newer_operator_restarts_nothing_on_workers() {
     let mut world = World::demo();
-    gain_images(&mut world);
+    world.gain_images();
     world.workers.desired = 1;
     world.settle();
     let before: BTreeMap<_, _> = world.inside.clone();
@@ -237,7 +220,7 @@ fn a_release_that_gains_images_restarts_nothing_unasked() {
     world.settle();
     assert!(!world.secrets.contains_key("konnectivity-server"));
     let before = pods(&world);
-    gain_images(&mut world);
+    world.gain_images();
     world.settle();
     assert_eq!(pods(&world), before);
     let pending = world.cluster.status.as_ref().unwrap().pending.clone().unwrap();
@@ -254,7 +237,7 @@ fn a_release_that_gains_images_restarts_nothing_unasked() {
 #[test]
 fn what_runs_on_workers_restarts_no_control_plane() {
     let mut world = World::demo();
-    gain_images(&mut world);
+    world.gain_images();
     world.settle();
     let before = pods(&world);
     world.edit(|spec| spec.addons.metrics_server.enabled = false);

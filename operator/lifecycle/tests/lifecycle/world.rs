@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kaas_crds::kubernetes_release::{EtcdRelease, Images};
+use kaas_crds::kubernetes_release::{AddonImages, EtcdRelease, Images};
 use kaas_crds::{KubernetesReleaseSpec, TenantCluster, TenantClusterSpec, TenantClusterStatus};
 use kaas_lifecycle::action::{Action, CertificateRequest, EtcdOrder, Issue, Material};
 use kaas_lifecycle::addons;
@@ -151,6 +151,22 @@ impl World {
             "controlPlane": {"replicas": 1, "endpoint": {"type": "NodePort"}},
             "etcd": {"replicas": 1, "storage": {"persistent": {"size": "1Gi"}}},
         }))
+    }
+
+    /// The release gains images for workers, as a newer chart may have it.
+    pub(crate) fn gain_images(&mut self) {
+        let image = |name: &str| format!("registry.k8s.io/{name}:v1");
+        let images = AddonImages {
+            kube_proxy: image("kube-proxy"),
+            core_dns: image("coredns"),
+            flannel: image("flannel"),
+            konnectivity_server: image("proxy-server"),
+            konnectivity_agent: image("proxy-agent"),
+            metrics_server: image("metrics-server"),
+            pause: image("pause"),
+            worker: image("worker"),
+        };
+        self.catalogue.get_mut("v1.37.1").unwrap().addons = Some(images);
     }
 
     pub(crate) fn tenant(&self) -> Tenant {
