@@ -183,8 +183,6 @@ impl<'a> Eraser<'a> {
                     let value = match key.as_str() {
                         "observedGeneration" if Some(&value) == generation => "current".into(),
                         "clusterIP" | "clusterIPs" if value != "None" => "assigned".into(),
-                        // The endpoint's own is looked for by its number, wherever it stands.
-                        "nodePort" if value.as_u64() != self.port => "assigned".into(),
                         _ => self.value(value, generation),
                     };
                     (self.text(&key), value)
