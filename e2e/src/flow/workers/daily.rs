@@ -48,37 +48,39 @@ fn play(stage: &Stage, kubectl: &Kubectl) -> Result<(), Error> {
 }
 
 /// `kubectl run`, on a worker.
-fn run(kubectl: &Kubectl, name: &str, worker: &str) -> Result<(), Error> {
+pub(super) fn run(kubectl: &Kubectl, name: &str, worker: &str) -> Result<(), Error> {
     let pinned = json!({"spec": {"nodeSelector": {"kubernetes.io/hostname": worker}}}).to_string();
     let (image, overrides) = (format!("--image={}", agnhost()), format!("--overrides={pinned}"));
+    let labels = format!("--labels=e2e=daily,run={name}");
     let _ = kubectl.run(&["delete", "pod,service", name, "--ignore-not-found", "--grace-period=1"]);
-    let what = ["run", name, &image, &overrides, "--labels=e2e=daily", "--", "netexec", "--http-port=8080"];
+    let what = ["run", name, &image, &overrides, &labels, "--", "netexec", "--http-port=8080"];
     kubectl.run(&what).map(drop)
 }
 
-/// What the client hears at a URL.
-fn ask(kubectl: &Kubectl, url: &str) -> Result<String, Error> {
-    kubectl.run(&["exec", CLIENT, "--", "timeout", "5", "wget", "-q", "-O", "-", url])
+/// What a pod hears at a URL.
+fn ask(kubectl: &Kubectl, pod: &str, url: &str) -> Result<String, Error> {
+    kubectl.run(&["exec", pod, "--", "timeout", "5", "wget", "-q", "-O", "-", url])
 }
 
-/// A Service is followed a moment after it was made.
 fn by_name(kubectl: &Kubectl) -> Result<(), Error> {
-    for host in [SERVER.to_owned(), format!("{SERVER}.default.svc.cluster.local")] {
-        let url = format!("http://{host}/hostname");
-        let heard = || match ask(kubectl, &url) {
-            Ok(heard) if heard == SERVER => Ok(()),
-            Ok(heard) => Err(format!("it says `{heard}`")),
-            Err(error) => Err(error.to_string()),
-        };
-        until(kubectl, &format!("{url} to answer from another worker"), SOON, heard)?;
-    }
-    Ok(())
+    reaches(kubectl, CLIENT, &format!("http://{SERVER}/hostname"), SERVER)?;
+    reaches(kubectl, CLIENT, &format!("http://{SERVER}.default.svc.cluster.local/hostname"), SERVER)
+}
+
+/// A pod hears this at a URL; a Service is followed a moment after it was made.
+pub(super) fn reaches(kubectl: &Kubectl, pod: &str, url: &str, expected: &str) -> Result<(), Error> {
+    let heard = || match ask(kubectl, pod, url) {
+        Ok(heard) if heard == expected => Ok(()),
+        Ok(heard) => Err(format!("it says `{heard}`")),
+        Err(error) => Err(error.to_string()),
+    };
+    until(kubectl, &format!("{url} to answer {pod}"), SOON, heard)
 }
 
 /// Pods of two workers see each other's own addresses.
 fn by_address(kubectl: &Kubectl, server: &Value, client: &Value) -> Result<(), Error> {
     let (to, from) = (text(server, "/status/podIP"), text(client, "/status/podIP"));
-    let heard = ask(kubectl, &format!("http://{to}:8080/clientip"))?;
+    let heard = ask(kubectl, CLIENT, &format!("http://{to}:8080/clientip"))?;
     claim(heard.starts_with(&format!("{from}:")), || format!("{to} takes {from} for {heard}"))
 }
 

@@ -9,8 +9,8 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use super::{
-    TENANT, WORKERS_READY, agnhost, apply_pool, await_pod, await_workers, forgery, machines, pool_of_two,
-    pool_spec, text, told, until, workers,
+    TENANT, WORKERS_READY, apply_pool, await_pod, await_workers, daily, forgery, machines, names, nodes,
+    pool_of_two, pool_spec, text, told, workers,
 };
 use crate::Error;
 use crate::component;
@@ -26,6 +26,7 @@ const MACHINE: &str = "a-machine";
 /// Where machines of users are: no place of ours.
 const PLACE: &str = "kaas-e2e-machines";
 const GUEST: &str = "guest";
+const VISITOR: &str = "visitor";
 const PAUSE: &str = "registry.k8s.io/pause:3.10.2";
 
 /// What the packages of a distribution set up: containerd, and kubelet as a unit that is started again and again.
@@ -62,7 +63,7 @@ pub(super) fn a_machine_of_ones_own_joins(stage: &Stage) -> Result<(), Error> {
         let pool = ["delete", "workerpools.kaas.dev", OWN_POOL, "--ignore-not-found", "--wait=false"];
         let _ = stage.kubectl.run(&[&["--namespace", NAMESPACE], pool.as_slice()].concat());
     }
-    let _ = kubectl.run(&["delete", "pod,service", GUEST, "--ignore-not-found", "--grace-period=1"]);
+    let _ = kubectl.run(&["delete", "pod,service", "-l", "e2e=daily", "--grace-period=1", "--wait=false"]);
     let delete = ["delete", "namespace", PLACE, "--ignore-not-found", "--wait=false"];
     let _ = stage.kubectl.run(&delete);
     result
@@ -176,25 +177,23 @@ fn join(stage: &Stage, command: &str) -> Result<(), Error> {
     on_machine(stage, &format!("{command} --ignore-preflight-errors=SystemVerification")).map(drop)
 }
 
-/// Pods run on it, and are reached there: by the tunnel, by address and by name.
+/// Pods run on it, and are reached there from a worker of another pool, by name and by address, and by the tunnel.
 fn is_a_worker(kubectl: &Kubectl, worker: &str) -> Result<(), Error> {
-    let pinned = json!({"spec": {"nodeSelector": {"kubernetes.io/hostname": worker}}}).to_string();
-    let (image, overrides) = (format!("--image={}", agnhost()), format!("--overrides={pinned}"));
-    kubectl.run(&["run", GUEST, &image, &overrides, "--", "netexec", "--http-port=8080"])?;
-    let pod = await_pod(kubectl, GUEST)?;
-    claim(text(&pod, "/spec/nodeName") == worker, || format!("it runs on {}", at(&pod, "/spec/nodeName")))?;
-    kubectl.run(&["expose", "pod", GUEST, "--port=80", "--target-port=8080"])?;
-    let url = format!("http://{GUEST}/hostname");
-    let heard = || match kubectl.run(&["exec", GUEST, "--", "timeout", "5", "wget", "-q", "-O", "-", &url]) {
-        Ok(heard) if heard == GUEST => Ok(()),
-        Ok(heard) => Err(format!("it says `{heard}`")),
-        Err(error) => Err(error.to_string()),
-    };
-    until(kubectl, &format!("{url} to answer on {worker}"), SOON, heard)?;
+    let others = names(&nodes(kubectl)?);
+    let other = others.iter().find(|name| *name != worker).map(String::as_str).unwrap_or_default();
+    daily::run(kubectl, GUEST, worker)?;
+    daily::run(kubectl, VISITOR, other)?;
+    let guest = await_pod(kubectl, GUEST)?;
+    let visitor = await_pod(kubectl, VISITOR)?;
+    kubectl.run(&["expose", "pod", GUEST, "--port=80", "--target-port=8080", "--labels=e2e=daily"])?;
+    daily::reaches(kubectl, VISITOR, &format!("http://{GUEST}/hostname"), GUEST)?;
+    for (asker, pod, name) in [(VISITOR, &guest, GUEST), (GUEST, &visitor, VISITOR)] {
+        let url = format!("http://{}:8080/hostname", text(pod, "/status/podIP"));
+        daily::reaches(kubectl, asker, &url, name)?;
+    }
     let path = format!("/api/v1/namespaces/default/pods/{GUEST}:8080/proxy/hostname");
     let heard = kubectl.run(&["get", "--raw", &path])?;
-    claim(heard == GUEST, || format!("{path} says `{heard}`"))?;
-    kubectl.run(&["delete", "pod,service", GUEST, "--grace-period=1"]).map(drop)
+    claim(heard == GUEST, || format!("{path} says `{heard}`"))
 }
 
 /// The command is used up: its token is taken away when the machine has joined, or gets no second certificate.
