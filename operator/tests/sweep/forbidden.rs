@@ -114,7 +114,7 @@ impl<'a> Judge<'a> {
         }
         let of_machines = change.key.1 == self.scope.machines();
         // That of the machines goes in its own time.
-        if !change.gone && !self.finalizer && !(of_machines && going) {
+        if !(change.gone || self.finalizer || of_machines && going) {
             self.breach("the namespace exists before the TenantCluster's finalizer, or after it");
         }
         if of_machines {

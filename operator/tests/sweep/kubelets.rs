@@ -124,7 +124,7 @@ fn conditions(request: &CertificateSigningRequest) -> impl Iterator<Item = &str>
     conditions.map(|condition| condition.type_.as_str())
 }
 
-fn labelled<'a>(object: &'a Value) -> &'a str {
+fn labelled(object: &Value) -> &str {
     text(object, "/metadata/labels/kaas.dev~1worker-uid")
 }
 
