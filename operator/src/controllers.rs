@@ -22,6 +22,7 @@ mod back_off;
 mod kubernetes_release;
 mod orphan;
 mod tenant_cluster;
+mod turn;
 mod worker;
 mod worker_pool;
 
@@ -51,8 +52,8 @@ pub async fn run(context: Context) {
     let controllers = async {
         join!(
             tenant_cluster::run(&context, catalogue, &yard, recorder.clone(), woken.clusters),
-            worker_pool::run(yard.clone(), recorder.clone(), pools, events.pools, woken.pools),
-            worker::run(yard.clone(), recorder.clone(), workers, events.workers, woken.workers),
+            turn::run(yard.clone(), recorder.clone(), pools, events.pools, woken.pools),
+            turn::run(yard.clone(), recorder.clone(), workers, events.workers, woken.workers),
         );
     };
     // The rest only reads, or is cut off between two writes: it ends with the controllers.

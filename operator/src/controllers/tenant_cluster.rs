@@ -24,6 +24,7 @@ use tracing::{Instrument, debug, error, warn};
 
 use super::back_off::{self, Attempts, BACK_OFF};
 use super::kubernetes_release::{self, Catalogue};
+use super::turn::Error;
 use super::{DEBOUNCE, WATCH_TIMEOUT_SECONDS, named, orphan};
 use crate::class::Class;
 use crate::cluster::resource;
@@ -35,7 +36,6 @@ use crate::run::Context;
 use crate::telemetry;
 use crate::tenant::{Name, Tenants};
 use crate::workers::Yard;
-use crate::{execute as execution, observe as observation, publish as publication};
 
 /// Passes of observing, planning and acting in one reconcile. A creation needs three; more would mean that two
 /// writers undo each other.
@@ -57,27 +57,6 @@ const WAKING: [Kind; 10] = [
 
 /// A TenantCluster as the watch knows it.
 pub(super) type Known = PartialObjectMeta<TenantCluster>;
-
-/// A reconcile that did not end well.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(transparent)]
-    Observe(#[from] observation::Error),
-    #[error(transparent)]
-    Execute(#[from] execution::Error),
-    #[error(transparent)]
-    Publish(#[from] publication::Error),
-}
-
-impl Error {
-    fn class(&self) -> Class {
-        match self {
-            Error::Observe(error) => error.class(),
-            Error::Execute(error) => error.class(),
-            Error::Publish(error) => error.class(),
-        }
-    }
-}
 
 /// What all reconciles share.
 pub(super) struct World {

@@ -1,108 +1,29 @@
 //! WorkerPools: what wakes a turn, and its way from observation to status.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use futures::StreamExt;
-use futures::stream::Stream;
 use kaas_crds::WorkerPool;
 use kaas_lifecycle::lint;
+use kaas_lifecycle::report::Failure;
 use kaas_lifecycle::workers::action::Action as Step;
+use kaas_lifecycle::workers::observed::PoolObserved;
 use kaas_lifecycle::workers::{lint as workers_lint, pool, report};
-use kube::runtime::controller::{Action, Config, Controller};
-use kube::runtime::events::Recorder;
-use kube::runtime::reflector::Store;
-use kube::runtime::watcher;
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::Instant;
-use tracing::{Instrument, debug, error, warn};
+use kube::runtime::controller::Action;
+use tracing::{debug, error};
 
-use super::back_off::{self, Attempts, BACK_OFF};
-use super::{DEBOUNCE, named};
+use super::back_off::{self, BACK_OFF};
+use super::turn::{Error, Turn, World};
 use crate::class::Class;
-use crate::publish::{self, publish_whole};
-use crate::telemetry;
-use crate::tenant::Name;
-use crate::workers::{Yard, execute, observe};
-use crate::{execute as execution, observe as observation};
+use crate::publish::publish_whole;
+use crate::workers::{execute, observe};
 
 /// Passes of one turn. Scaling up needs two, down three.
 const PASSES: usize = 6;
 
-/// A turn that did not end well.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(transparent)]
-    Observe(#[from] observation::Error),
-    #[error(transparent)]
-    Execute(#[from] execution::Error),
-    #[error(transparent)]
-    Publish(#[from] publish::Error),
-}
+impl Turn for WorkerPool {
+    const CONTROLLER: &'static str = "workerpool";
 
-impl Error {
-    fn class(&self) -> Class {
-        match self {
-            Error::Observe(error) => error.class(),
-            Error::Execute(error) => error.class(),
-            Error::Publish(error) => error.class(),
-        }
+    async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<Action, Error> {
+        turn(world, namespace, name, uid).await
     }
-}
-
-struct World {
-    yard: Arc<Yard>,
-    recorder: Recorder,
-    attempts: Attempts,
-    turns: AtomicU64,
-}
-
-/// Runs the controller until it is told to stop.
-pub(super) async fn run(
-    yard: Arc<Yard>,
-    recorder: Recorder,
-    store: Store<WorkerPool>,
-    events: impl Stream<Item = Result<WorkerPool, watcher::Error>> + Send + 'static,
-    woken: UnboundedReceiver<Name>,
-) {
-    let context = &yard.context;
-    let concurrency = u16::try_from(context.settings.concurrency).unwrap_or(u16::MAX);
-    let controller = Controller::for_stream(events, store)
-        .with_config(Config::default().debounce(DEBOUNCE).concurrency(concurrency))
-        .reconcile_on(named(woken))
-        .graceful_shutdown_on(context.stop.clone().cancelled_owned());
-    let attempts = Attempts::new(context.metrics.clone());
-    let world = Arc::new(World { yard: yard.clone(), recorder, attempts, turns: AtomicU64::default() });
-    controller
-        .run(reconcile, back_off, world)
-        .for_each(|turn| async {
-            if let Err(error) = turn {
-                debug!(%error, "turn ended");
-            }
-        })
-        .await;
-}
-
-async fn reconcile(pool: Arc<WorkerPool>, world: Arc<World>) -> Result<Action, Error> {
-    let metadata = &pool.metadata;
-    let (namespace, name) =
-        (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
-    let uid = metadata.uid.as_deref().unwrap_or_default();
-    let number = world.turns.fetch_add(1, Ordering::Relaxed);
-    let span = telemetry::reconcile("workerpool", namespace, name, uid, number);
-    let begin = Instant::now();
-    let metrics = &world.yard.context.metrics;
-    let _running = metrics.queue.begin();
-    let result = turn(&world, namespace, name, uid).instrument(span).await;
-    metrics.reconciles.observe(
-        "workerpool",
-        result.as_ref().err().map(|error| error.class().as_str()),
-        begin.elapsed(),
-    );
-    if result.is_ok() {
-        world.attempts.end(uid);
-    }
-    result
 }
 
 /// One turn: passes until nothing is left to do now, then the report.
@@ -158,9 +79,9 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
 /// Writes the status if it says something new.
 async fn report(
     world: &World,
-    observed: &kaas_lifecycle::workers::observed::PoolObserved,
+    observed: &PoolObserved,
     plan: &pool::PoolPlan,
-    failure: Option<&kaas_lifecycle::report::Failure>,
+    failure: Option<&Failure>,
 ) -> Result<(), Error> {
     let status = report::pool_status(observed, plan, failure);
     let before = observed.pool.status.as_ref();
@@ -172,17 +93,4 @@ async fn report(
     let turns = (conditions.as_slice(), status.conditions.as_slice());
     publish_whole(&world.yard.context, &world.recorder, "WorkerPool", &whole, turns).await?;
     Ok(())
-}
-
-fn back_off(pool: Arc<WorkerPool>, error: &Error, world: Arc<World>) -> Action {
-    let class = error.class();
-    let metadata = &pool.metadata;
-    let (attempts, action) = world.attempts.add(metadata.uid.as_deref().unwrap_or_default(), class);
-    if class != Class::NotLeading {
-        warn!(
-            namespace = metadata.namespace, name = metadata.name, class = class.as_str(), attempts, %error,
-            "reconcile failed"
-        );
-    }
-    action
 }
