@@ -9,7 +9,7 @@ use proptest::test_runner::{Config, TestError, TestRunner};
 
 use crate::anything;
 use crate::fleet::Fleet;
-use crate::properties::{config, lives, lives_well, pool_breaches, pools, worker_breaches, workers};
+use crate::properties::{config, pool_breaches, pools, worker_breaches, workers};
 
 fn failed<T>(result: Result<(), TestError<T>>) -> String {
     match result {
