@@ -114,8 +114,8 @@ impl<'a> Judge<'a> {
         }
         let of_machines = change.key.1 == self.scope.machines();
         // That of the machines goes in its own time.
-        let there = !change.gone && !(of_machines && going);
-        if there && !self.finalizer {
+        let goes = change.gone || (of_machines && going);
+        if !goes && !self.finalizer {
             self.breach("the namespace exists before the TenantCluster's finalizer, or after it");
         }
         if of_machines {

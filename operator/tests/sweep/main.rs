@@ -32,11 +32,14 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
 use crate::life::{Life, Measures, Operation, Outcome};
-use crate::plot::{Fault, Planted, Strike, Target};
+use crate::plot::{Fault, Planted, Strike, Target, draw};
 use crate::world::World;
 
 /// So many lives are on their way at once: as many as there are tenants' servers.
 const AT_ONCE: usize = 6;
+
+/// So many writes of one operation go wrong.
+const TOGETHER: usize = 2;
 
 /// All tests share one world, whose connections live in one runtime.
 fn run(test: impl Future<Output = ()>) {
@@ -102,8 +105,8 @@ fn courses(writes: &BTreeMap<Operation, Vec<Target>>) -> Vec<Course> {
         writes.iter().map(|(operation, writes)| (*operation, strikes(*operation, writes))).collect();
     let mut courses = Vec::new();
     while waiting.values().any(|strikes| !strikes.is_empty()) {
-        let mut next = |operation| waiting.get_mut(&operation).and_then(Vec::pop);
-        let mut next = |operation| next(operation).into_iter().collect::<Vec<Strike>>();
+        let mut next =
+            |operation| waiting.get_mut(&operation).map_or(Vec::new(), |left| draw(left, TOGETHER, |_| true));
         let mut operations = vec![(Creation, next(Creation))];
         let (growth, shrinking) = (next(Growth), next(Shrinking));
         if !growth.is_empty() || !shrinking.is_empty() {

@@ -136,3 +136,22 @@ impl Plot {
         all.map(|(_, strike)| strike.clone()).collect()
     }
 }
+
+/// Takes strikes that can go together in one operation: at different writes, and one late write at most.
+pub(crate) fn draw(left: &mut Vec<Strike>, most: usize, fits: impl Fn(&Strike) -> bool) -> Vec<Strike> {
+    let mut drawn: Vec<Strike> = Vec::new();
+    let mut at = 0;
+    while at < left.len() && drawn.len() < most {
+        let strike = &left[at];
+        let together = drawn.iter().all(|other| {
+            let both_late = (other.fault, strike.fault) == (Fault::LateWrite, Fault::LateWrite);
+            other.target != strike.target && !both_late
+        });
+        if together && fits(strike) {
+            drawn.push(left.remove(at));
+        } else {
+            at += 1;
+        }
+    }
+    drawn
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::life::{Life, Measures, Operation};
-use crate::plot::{Fault, Planted, Strike, Target};
+use crate::plot::{Fault, Planted, Strike, Target, draw};
 use crate::world::World;
 use crate::{Course, assert_right, live_all, report, run, tell, undisturbed};
 
@@ -94,22 +94,11 @@ impl Deck {
     /// Strikes for one operation: at different writes, and of those that only the first pool of a life has, if it is that.
     fn deal(&mut self, operation: Operation, first: bool) -> (Operation, Vec<Strike>) {
         let left = self.0.entry(operation).or_default();
-        let mut dealt: Vec<Strike> = Vec::new();
-        let mut at = 0;
-        while at < left.len() && dealt.len() < TOGETHER {
-            let strike = &left[at];
+        let dealt = draw(left, TOGETHER, |strike| {
             let what = &strike.target.what;
-            let fits = dealt.iter().all(|other| {
-                other.target != strike.target
-                    && (other.fault, strike.fault) != (Fault::LateWrite, Fault::LateWrite)
-            });
             let once = what.contains("namespaces/") || what.contains("networkpolicies/");
-            if fits && (first || !once || operation != Operation::PoolCreation) {
-                dealt.push(left.remove(at));
-            } else {
-                at += 1;
-            }
-        }
+            first || !once || operation != Operation::PoolCreation
+        });
         (operation, dealt)
     }
 }
