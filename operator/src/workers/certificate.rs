@@ -87,8 +87,9 @@ pub(super) async fn attend(
     yard.context.metrics.writes.count("CertificateSigningRequest", "approval", failure);
     match written {
         Ok(()) => Ok(Outcome::Done),
-        // It was changed or is gone: the watch tells.
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(Outcome::Done),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Outcome::Done),
+        // The watch tells of a change. Should there have been none, the same request is judged again.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Outcome::Later),
         Err(error) => Err(error.into()),
     }
 }

@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-use crate::fault::{Side, Wire};
+use crate::wire::{Side, Wire};
 
 /// The wire of the operator that there is now: whoever speaks to the tenant's API is on it.
 pub(crate) type Line = Arc<Mutex<Option<Arc<Wire>>>>;

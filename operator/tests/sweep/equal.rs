@@ -7,9 +7,9 @@ use std::net::Ipv4Addr;
 use kaas_pki::Certificate;
 use serde_json::{Map, Value, json};
 
-use crate::fault::Scope;
 use crate::player::entry;
 use crate::record::Record;
+use crate::wire::Scope;
 
 /// A world as text, an object an entry.
 pub(crate) type Picture = BTreeMap<String, String>;

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use kaas_crds::name;
 use serde_json::Value;
 
-use crate::fault::Scope;
 use crate::record::{Change, Key};
+use crate::wire::Scope;
 
 /// Objects that may be deleted while their tenant lives: budgets and pods after scaling down, revisions of old.
 const PASSING: [&str; 3] = ["PodDisruptionBudget", "Pod", "ControllerRevision"];
@@ -114,7 +114,8 @@ impl<'a> Judge<'a> {
         }
         let of_machines = change.key.1 == self.scope.machines();
         // That of the machines goes in its own time.
-        if !(change.gone || self.finalizer || of_machines && going) {
+        let goes = change.gone || (of_machines && going);
+        if !goes && !self.finalizer {
             self.breach("the namespace exists before the TenantCluster's finalizer, or after it");
         }
         if of_machines {

@@ -75,6 +75,17 @@ pub(crate) async fn clear(tenant: &Client) {
     Api::<Secret>::namespaced(tenant.clone(), "kube-system").delete_collection(&now, &all).await.unwrap();
 }
 
+/// What the controller-manager does in the next hour: a token that came too late for anybody to read it ends.
+pub(crate) async fn outlive_tokens(tenant: &Client) {
+    let secrets: Api<Secret> = Api::namespaced(tenant.clone(), "kube-system");
+    for secret in secrets.list(&ListParams::default()).await.unwrap().items {
+        let until = secret.data.as_ref().and_then(|data| data.get("expiration")).unwrap();
+        let until: jiff::Timestamp = std::str::from_utf8(&until.0).unwrap().parse().unwrap();
+        assert!(until.duration_since(jiff::Timestamp::now()) <= jiff::SignedDuration::from_hours(1));
+        secrets.delete(&secret.metadata.name.unwrap(), &DeleteParams::default()).await.unwrap();
+    }
+}
+
 /// Puts pods on a node, and a budget that lets one of them go at a time.
 pub(crate) async fn populate(tenant: &Client, node: &str) {
     let create = PostParams::default();

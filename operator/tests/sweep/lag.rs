@@ -8,7 +8,7 @@ use hyper::body::{Bytes, Frame, SizeHint};
 use kube::client::Body;
 use tokio::time::{Sleep, sleep_until};
 
-use crate::fault::Wire;
+use crate::wire::Wire;
 
 /// The body of an answer; that of a watch knows its wire, and the collection that it is of.
 pub(crate) struct Lagging {

@@ -20,10 +20,11 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::door::{Behind, Line};
 use crate::equal::{Picture, difference, picture};
-use crate::fault::{Planted, Plot, Scope, Strike, Target, Wire};
 use crate::kubelets::{self, Complaints, Kubelets};
 use crate::player::{Player, entry};
+use crate::plot::{Planted, Plot, Strike, Target};
 use crate::record::resource;
+use crate::wire::{Scope, Wire};
 use crate::world::{Slot, World};
 use crate::{forbidden, machines};
 
@@ -262,7 +263,13 @@ impl Life {
             wires.push(next);
         }
         for wire in &wires {
-            if matches!(end, End::Reached(_)) && wire.deliver().await.is_some() {
+            if !matches!(end, End::Reached(_)) {
+                break;
+            }
+            if let Some((_, of_token)) = wire.deliver().await {
+                if of_token {
+                    kubelets::outlive_tokens(self.tenant()).await;
+                }
                 end = self.await_end(operation, &wires[wires.len() - 1], measure).await;
             }
         }

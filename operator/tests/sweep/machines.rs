@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use kaas_crds::name;
 use serde_json::Value;
 
-use crate::fault::Scope;
 use crate::player::{terminating, text};
 use crate::record::Change;
+use crate::wire::Scope;
 
 /// Judges a whole life, in the order of the store.
 pub(crate) fn judge(log: &[Change], scope: &Scope) -> Vec<String> {

@@ -9,14 +9,15 @@
 mod door;
 mod equal;
 mod etcd;
-mod fault;
 mod forbidden;
 mod kubelets;
 mod lag;
 mod life;
 mod machines;
 mod player;
+mod plot;
 mod record;
+mod wire;
 mod workers;
 mod world;
 
@@ -30,12 +31,15 @@ use futures::stream::iter;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
-use crate::fault::{Fault, Planted, Strike, Target};
 use crate::life::{Life, Measures, Operation, Outcome};
+use crate::plot::{Fault, Planted, Strike, Target, draw};
 use crate::world::World;
 
 /// So many lives are on their way at once: as many as there are tenants' servers.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 6;
+
+/// So many writes of one operation go wrong.
+const TOGETHER: usize = 2;
 
 /// All tests share one world, whose connections live in one runtime.
 fn run(test: impl Future<Output = ()>) {
@@ -101,8 +105,8 @@ fn courses(writes: &BTreeMap<Operation, Vec<Target>>) -> Vec<Course> {
         writes.iter().map(|(operation, writes)| (*operation, strikes(*operation, writes))).collect();
     let mut courses = Vec::new();
     while waiting.values().any(|strikes| !strikes.is_empty()) {
-        let mut next = |operation| waiting.get_mut(&operation).and_then(Vec::pop);
-        let mut next = |operation| next(operation).into_iter().collect::<Vec<Strike>>();
+        let mut next =
+            |operation| waiting.get_mut(&operation).map_or(Vec::new(), |left| draw(left, TOGETHER, |_| true));
         let mut operations = vec![(Creation, next(Creation))];
         let (growth, shrinking) = (next(Growth), next(Shrinking));
         if !growth.is_empty() || !shrinking.is_empty() {
@@ -180,6 +184,10 @@ async fn live_all(
             if verbose {
                 let after = begin.elapsed().as_secs_f32();
                 tell(&format!("{team} {number} of {total}, {after:.1} s: {:?}", ended.wrong()));
+                for outcome in &ended.outcomes {
+                    let took = outcome.took.as_secs_f32();
+                    tell(&format!("  {} {took:.2} s: {}", outcome.operation, told(&outcome.strikes)));
+                }
             }
             ended
         })

@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::fault::{Fault, Planted, Strike, Target};
 use crate::life::{Life, Measures, Operation};
+use crate::plot::{Fault, Planted, Strike, Target, draw};
 use crate::world::World;
 use crate::{Course, assert_right, live_all, report, run, tell, undisturbed};
 
 /// So many writes of one operation go wrong.
-const TOGETHER: usize = 3;
+const TOGETHER: usize = 4;
+/// So many faults at a write whose like was met in another operation before.
+const AGAIN: usize = 2;
 /// So many pools come and go in the life of one cluster.
 const POOLS: usize = 3;
 
@@ -38,7 +40,13 @@ async fn measure(world: &Arc<World>, team: &str) -> (Measures, Writes) {
     (measures, writes)
 }
 
-/// Of writes that are the same for one worker and the next, and of those that are repeated, the first.
+/// A write without the number of the worker that it is for.
+fn alike(target: &Target) -> String {
+    (0..4).fold(target.what.clone(), |what, ordinal| what.replace(&format!("p-{ordinal}"), "p-N"))
+}
+
+/// Of writes that are the same for one worker and the next, and of those that are repeated, the first. Those for the
+/// control plane that goes with its workers have a sweep of their own.
 fn distinct(operation: Operation, targets: &[Target]) -> Vec<Target> {
     let mut seen = BTreeSet::new();
     targets
@@ -46,10 +54,10 @@ fn distinct(operation: Operation, targets: &[Target]) -> Vec<Target> {
         .filter(|target| target.earlier == 0)
         .filter(|target| operation == Operation::PoolCreation || !target.what.contains("events"))
         .filter(|target| {
-            let alike = (0..4)
-                .fold(target.what.clone(), |what, ordinal| what.replace(&format!("p-{ordinal}"), "p-N"));
-            seen.insert(alike)
+            operation != Operation::DeletionWithPool
+                || ["worker", "p-", "tenantclusters"].iter().any(|word| target.what.contains(word))
         })
+        .filter(|target| seen.insert(alike(target)))
         .cloned()
         .collect()
 }
@@ -60,13 +68,23 @@ struct Deck(BTreeMap<Operation, Vec<Strike>>);
 impl Deck {
     fn new(writes: &Writes) -> Self {
         let only = std::env::var("SWEEP_ONLY").unwrap_or_default();
-        let of = |operation: Operation, targets: &[Target]| -> Vec<Strike> {
-            let strikes = Fault::WORKERS
-                .into_iter()
-                .flat_map(|fault| targets.iter().map(move |target| Strike { target: target.clone(), fault }));
-            strikes.filter(|strike| format!("{operation}: {strike}").contains(&only)).collect()
-        };
-        Deck(writes.iter().map(|(operation, targets)| (*operation, of(*operation, targets))).collect())
+        let (mut seen, mut turn) = (BTreeSet::new(), 0);
+        let mut deck = BTreeMap::new();
+        for (operation, targets) in writes {
+            let mut strikes = Vec::new();
+            for target in targets {
+                // Every fault where such a write is met first, some of them where it is met again: they take turns.
+                let count = if seen.insert(alike(target)) { Fault::WORKERS.len() } else { AGAIN };
+                let faults = Fault::WORKERS.into_iter().cycle().skip(turn % Fault::WORKERS.len()).take(count);
+                strikes.extend(faults.map(|fault| Strike { target: target.clone(), fault }));
+                turn += count;
+            }
+            strikes.retain(|strike| format!("{operation}: {strike}").contains(&only));
+            // Those of one write apart from each other, as one operation has one of them at most.
+            strikes.sort_by_key(|strike| strike.fault);
+            deck.insert(*operation, strikes);
+        }
+        Deck(deck)
     }
 
     fn is_left(&self, operations: &[Operation]) -> bool {
@@ -76,22 +94,11 @@ impl Deck {
     /// Strikes for one operation: at different writes, and of those that only the first pool of a life has, if it is that.
     fn deal(&mut self, operation: Operation, first: bool) -> (Operation, Vec<Strike>) {
         let left = self.0.entry(operation).or_default();
-        let mut dealt: Vec<Strike> = Vec::new();
-        let mut at = 0;
-        while at < left.len() && dealt.len() < TOGETHER {
-            let strike = &left[at];
+        let dealt = draw(left, TOGETHER, |strike| {
             let what = &strike.target.what;
-            let fits = dealt.iter().all(|other| {
-                other.target != strike.target
-                    && (other.fault, strike.fault) != (Fault::LateWrite, Fault::LateWrite)
-            });
             let once = what.contains("namespaces/") || what.contains("networkpolicies/");
-            if fits && (first || !once || operation != Operation::PoolCreation) {
-                dealt.push(left.remove(at));
-            } else {
-                at += 1;
-            }
-        }
+            first || !once || operation != Operation::PoolCreation
+        });
         (operation, dealt)
     }
 }
@@ -165,7 +172,7 @@ fn a_machine_that_comes_after_its_worker_is_gone_is_taken_away() {
         );
         let outcome = life.perform(Operation::Withdrawal, &[], &measures).await;
         assert_eq!(outcome.wrong, None);
-        assert_eq!(wire.deliver().await, Some(201));
+        assert_eq!(wire.deliver().await, Some((201, false)));
         let outcome = life.perform(Operation::PoolRestart, &[], &measures).await;
         assert_eq!(outcome.wrong, None);
         assert_eq!(life.judge().await, ["machine p-2 has no worker"]);

@@ -27,9 +27,9 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
 use crate::etcd::Etcd;
-use crate::fault::Wire;
 use crate::kubelets;
 use crate::record::Record;
+use crate::wire::Wire;
 
 const CRDS: [&str; 5] = [
     include_str!("../../../charts/kaas-crds/templates/tenantclusters.yaml"),
@@ -46,7 +46,7 @@ const RELEASE: &str = include_str!("../../../charts/kaas/catalogue/v1.37.1.yaml"
 const OPERATOR: &str = "system:serviceaccount:kaas-system:kaas-operator";
 
 /// So many tenants' servers run side by side. Each costs 3 s of a core and 350 MiB.
-const SLOTS: u8 = 4;
+const SLOTS: u8 = 6;
 
 /// One tenant's real API server and etcd, used by one run after the other.
 pub(crate) struct Slot {

@@ -97,6 +97,22 @@ fn the_way_down() {
 }
 
 #[test]
+fn it_is_looked_at_again_when_something_is_due() {
+    let fleet = Fleet::settled(1);
+    let mut observed = fleet.observe_worker("p-0");
+    let after = |observed: &WorkerObserved| plan(observed).wake_at.unwrap().duration_since(observed.now);
+    assert_eq!(after(&observed), SignedDuration::from_mins(10));
+    // A node that could not be read tells nobody when it can be.
+    observed.node = Fact::Unread;
+    assert_eq!((plan(&observed).step, after(&observed)), (Step::Joined, SignedDuration::from_secs(5)));
+    let mut observed = made().observe_worker("p-0");
+    assert_eq!(after(&observed), SignedDuration::from_secs(5));
+    let refused = infrastructure::record(None, Failure::Transient, "busy", observed.now);
+    observed.worker.status.get_or_insert_default().failure = Some(refused);
+    assert_eq!(after(&observed), SignedDuration::from_secs(1));
+}
+
+#[test]
 fn a_drain_that_is_blocked_ends_with_its_time() {
     let mut fleet = deleted(Fleet::settled(1));
     fleet.pod("p-0", "a");

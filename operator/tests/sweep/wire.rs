@@ -1,11 +1,6 @@
 //! The wire between one operator and both its APIs, the management cluster's and its tenant's: it counts what is
 //! written, and at chosen writes it goes wrong.
-//!
-//! A write is known by what it does ("apply secrets/etcd") and how often that was done before, not by a bare number:
-//! writes of one wave run at once, and a number alone would hit another one of them in each run.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,63 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::equal::without_hashes;
 use crate::lag::Lagging;
+use crate::plot::{Fault, Planted, Plot, Target};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What goes wrong at one write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Fault {
-    /// The write is done; the operator dies before it hears so.
-    Crash,
-    /// The write is done and answered; the operator dies before its next request.
-    CrashAnswered,
-    /// The write is done; the connection breaks instead of an answer.
-    ReplyLost,
-    /// 409 instead of the write.
-    Conflict,
-    /// 429 instead of the write.
-    TooManyRequests,
-    /// 500 instead of the write.
-    InternalError,
-    /// The write is done; the next read that covers it answers from before it.
-    StaleRead,
-    /// The operator freezes before the write and another one takes over; when all is done the write arrives.
-    LateWrite,
-    /// Somebody else is faster: a Secret of that name is there when the write arrives.
-    Taken,
-    /// The write is done; for a while the watches that tell of it are silent, and whoever asks for a machine is told
-    /// what was before.
-    Lag,
-}
-
 /// How long watches and the infrastructure are behind: longer than what follows a write takes.
 const LAG: Duration = Duration::from_millis(700);
-
-impl Fault {
-    pub(crate) const ALL: [Fault; 8] = [
-        Fault::Crash,
-        Fault::CrashAnswered,
-        Fault::ReplyLost,
-        Fault::Conflict,
-        Fault::TooManyRequests,
-        Fault::InternalError,
-        Fault::StaleRead,
-        Fault::LateWrite,
-    ];
-
-    /// For what infrastructures do: theirs is a world that is told late.
-    pub(crate) const WORKERS: [Fault; 9] = [
-        Fault::Crash,
-        Fault::CrashAnswered,
-        Fault::ReplyLost,
-        Fault::Conflict,
-        Fault::TooManyRequests,
-        Fault::InternalError,
-        Fault::StaleRead,
-        Fault::LateWrite,
-        Fault::Lag,
-    ];
-}
 
 /// Which of both APIs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,47 +28,6 @@ pub(crate) enum Side {
     Management,
     /// The tenant's own.
     Inside,
-}
-
-/// Defects for the test of the test: what an operator would do that has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Planted {
-    /// Applies carry no preconditions.
-    Unconditional,
-    /// The finalizer is never set.
-    NoFinalizer,
-    /// Machines are made with a name of their own each time.
-    DrawnNames,
-}
-
-/// One write of an operation.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Target {
-    pub(crate) what: String,
-    /// How many of the same were before it.
-    pub(crate) earlier: usize,
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.earlier {
-            0 => write!(f, "{}", self.what),
-            earlier => write!(f, "{} ({})", self.what, earlier + 1),
-        }
-    }
-}
-
-/// What goes wrong where.
-#[derive(Clone, Debug)]
-pub(crate) struct Strike {
-    pub(crate) target: Target,
-    pub(crate) fault: Fault,
-}
-
-impl fmt::Display for Strike {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} at {}", self.fault, self.target)
-    }
 }
 
 /// The one TenantCluster that the operator on this wire sees.
@@ -160,43 +63,6 @@ impl Scope {
             || path.contains(&format!("/namespaces/{machines}/"))
             || path.starts_with(&format!("/apis/kaas.dev/v1alpha1/namespaces/{team}/worker"))
             || path.starts_with("/apis/kaas.dev/v1alpha1/kubernetesreleases/")
-    }
-}
-
-/// What goes wrong in one operation, whichever operator is there: it is shared by their wires.
-#[derive(Default)]
-pub(crate) struct Plot {
-    strikes: Vec<Strike>,
-    noted: Mutex<Noted>,
-}
-
-#[derive(Default)]
-struct Noted {
-    counts: BTreeMap<String, usize>,
-    fired: BTreeSet<usize>,
-}
-
-impl Plot {
-    pub(crate) fn new(strikes: &[Strike]) -> Arc<Self> {
-        Arc::new(Plot { strikes: strikes.to_vec(), noted: Mutex::default() })
-    }
-
-    /// Counts a write, and tells what goes wrong with it.
-    fn note(&self, what: String) -> (Target, Option<Fault>) {
-        let mut noted = self.noted.lock().unwrap();
-        let count = noted.counts.entry(what.clone()).or_default();
-        let target = Target { what, earlier: *count };
-        *count += 1;
-        let at = self.strikes.iter().position(|strike| strike.target == target);
-        let fault = at.filter(|at| noted.fired.insert(*at)).map(|at| self.strikes[at].fault);
-        (target, fault)
-    }
-
-    /// Those whose write never came.
-    pub(crate) fn missed(&self) -> Vec<Strike> {
-        let noted = self.noted.lock().unwrap();
-        let all = self.strikes.iter().enumerate().filter(|(at, _)| !noted.fired.contains(at));
-        all.map(|(_, strike)| strike.clone()).collect()
     }
 }
 
@@ -327,11 +193,13 @@ impl Wire {
         async move { drop(activity.changed().await) }
     }
 
-    /// Lets the write arrive that was held back. Gives the answer's code, or `None` if none was held.
-    pub(crate) async fn deliver(&self) -> Option<u16> {
+    /// Lets the write arrive that was held back. Gives the answer's code and whether it was a token's, or `None` if none
+    /// was held.
+    pub(crate) async fn deliver(&self) -> Option<(u16, bool)> {
         let (side, parts, body) = self.state.lock().unwrap().held.take()?;
+        let of_token = side == Side::Inside && parts.uri.path().contains("/secrets/bootstrap-token-");
         let answer = self.send(side, Request::from_parts(parts, Body::from(body))).await.unwrap();
-        Some(answer.status().as_u16())
+        Some((answer.status().as_u16(), of_token))
     }
 
     pub(crate) async fn call(
