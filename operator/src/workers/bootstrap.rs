@@ -19,7 +19,7 @@ use kaas_lifecycle::workers::machine::{self, Place};
 use kaas_lifecycle::workers::observed::{Bootstrap, Fact};
 use kaas_lifecycle::workers::worker::token_id;
 use kaas_pki::{Certificate, Kubeconfig};
-use kube::api::Api;
+use kube::api::{Api, DeleteParams, Preconditions};
 use serde_json::{Value, json};
 
 use crate::cluster::{self, DEADLINE, within};
@@ -95,7 +95,7 @@ pub(super) async fn issue(
     let token = format!("{token_id}.{}", secret_part()?);
     let external = worker.spec.infrastructure.kind() == Some(InfrastructureKind::External);
     let inside = token_object(&token, expires, &place, external);
-    force(&access.client, &inside, "write the bootstrap token").await?;
+    force(&access.client, &inside).await?;
 
     let annotations = BTreeMap::from([
         (name::TOKEN_ANNOTATION, token_id.to_owned()),
@@ -175,10 +175,17 @@ pub(super) async fn withdraw(access: &Access, worker_uid: &str) -> Result<(), Er
     delete_token(access, &token, &live).await
 }
 
+/// Deletes exactly this token. Unlike elsewhere a conflict is none the better for being let go: what is left of a token
+/// works, and nobody would know of it any more.
 async fn delete_token(access: &Access, token: &Reference, live: &Live) -> Result<(), Error> {
-    cluster::delete(&access.client, token, &live.uid, None)
-        .await
-        .map_err(|source| Error::Write { what: format!("delete {token} inside the tenant"), source })
+    let api: Api<Secret> = Api::namespaced(access.client.clone(), TOKEN_NAMESPACE);
+    let preconditions = Some(Preconditions { uid: Some(live.uid.clone()), resource_version: None });
+    let params = DeleteParams { preconditions, ..DeleteParams::default() };
+    match within(DEADLINE, api.delete(&token.name, &params)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(source) => Err(Error::Write { what: format!("delete {token} inside the tenant"), source }),
+    }
 }
 
 /// Files of a machine that is a pod.
@@ -289,16 +296,23 @@ pub(super) async fn token_expires(
 async fn ensure_namespace(client: &kube::Client, place: &Place<'_>) -> Result<(), Error> {
     for object in machine::namespace(place.cluster_uid, place.namespace, place.cluster) {
         let found = cluster::get(client, &object.reference).await.map_err(read(&object.reference))?;
-        if found.is_none() {
-            force(client, &object, "write").await?;
+        if found.is_some() {
+            continue;
+        }
+        match cluster::apply(client, &object, &Precondition::Absent).await {
+            Ok(_) => {}
+            // Another worker of the cluster was faster.
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(source) => return Err(Error::Write { what: format!("write {}", object.reference), source }),
         }
     }
     Ok(())
 }
 
-/// Applies what only we write, whatever is there.
-async fn force(client: &kube::Client, object: &Object, verb: &str) -> Result<(), Error> {
-    let failed = |source| Error::Write { what: format!("{verb} {}", object.reference), source };
+/// Applies what only we write inside a tenant, whatever is there.
+async fn force(client: &kube::Client, object: &Object) -> Result<(), Error> {
+    let failed =
+        |source| Error::Write { what: format!("write {} inside the tenant", object.reference), source };
     let found = cluster::get(client, &object.reference).await.map_err(failed)?;
     let precondition =
         found.map_or(Precondition::Absent, |live| Precondition::Version(live.resource_version));
