@@ -38,6 +38,8 @@ impl PoolPlan {
 
 /// Looks again so often although nothing happened.
 const RESYNC: SignedDuration = SignedDuration::from_mins(10);
+/// Looks again so soon while its cluster goes: what is said of it then must not outlive it.
+const SOON: SignedDuration = SignedDuration::from_secs(5);
 
 /// Plans the next steps for one pool.
 pub fn plan(observed: &PoolObserved) -> PoolPlan {
@@ -52,6 +54,7 @@ pub fn plan(observed: &PoolObserved) -> PoolPlan {
     };
     plan.waves.push(finalizer(observed));
     if cluster.deleting {
+        plan.wake_at = observed.now.checked_add(SOON).ok();
         // All of them: there is nothing to choose.
         plan.waves.push(all(observed.members()));
     } else {
