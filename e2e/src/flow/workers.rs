@@ -83,7 +83,7 @@ pub(super) const FLOWS: &[Flow] = &[
     Flow {
         name: "at rest with workers the operator writes nothing",
         local_only: Some("it reads the API server's audit log"),
-        run: super::rest_is_silent,
+        run: pool::rest_is_silent,
     },
     Flow {
         name: "a tenant with workers is deleted, whatever blocks",

@@ -12,6 +12,16 @@ use crate::Error;
 use crate::flow::{NAMESPACE, Stage, claim, known_version, small};
 use crate::kubectl::{at, condition};
 
+/// What runs on the workers has found its place after the flows before: its way there is told in the tenant's status.
+pub(super) fn rest_is_silent(stage: &Stage) -> Result<(), Error> {
+    pool_of_two(stage)?;
+    stage.await_tenant(TENANT, "to have all addons", |object| match condition(object, "AddonsReady") {
+        Some("True") => Ok(()),
+        _ => Err(at(object, "/status/conditions").to_string()),
+    })?;
+    crate::flow::rest_is_silent(stage)
+}
+
 pub(super) fn two_become_ready(stage: &Stage) -> Result<(), Error> {
     stage.ground()?.stock()?;
     // A tenant that serves already: the time is the workers' own.
