@@ -174,13 +174,14 @@ pub(crate) async fn observe(
     observed.authority = keyring.authority_certificate(Authority::Cluster).map(str::to_owned);
     observed.pods = pods.items.iter().map(pod::facts).collect();
     if !observed.deleting() {
+        // Before what is inside is read, which goes by it: an answer that comes meanwhile is for the next look.
+        observed.probe = sources.tenants.latest(&observed.tenant.uid);
         let (etcd, inside) = join!(
             etcd::observe(&observed.tenant, &pods.items, &keyring),
             own_objects(sources, &observed, &keyring)
         );
         observed.etcd = etcd;
         observed.inside = inside;
-        observed.probe = sources.tenants.latest(&observed.tenant.uid);
         if let Some(endpoint) = endpoint::endpoint(&observed) {
             observed.addresses = resolve(&endpoint.host, endpoint.port).await;
         }
@@ -273,7 +274,7 @@ async fn own_objects(
     keyring: &Keyring,
 ) -> Option<BTreeMap<Reference, Live>> {
     let client = sources.tenants.client(observed, keyring)?;
-    if !sources.tenants.serving(&observed.tenant.uid) {
+    if !observed.serving() {
         return None;
     }
     // One after the other, on the connection that is there: all at once they would open one each, and a handshake costs

@@ -19,7 +19,7 @@ use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tracing::{Instrument, debug, error, warn};
 
 use super::back_off::{self, Attempts, BACK_OFF};
@@ -40,6 +40,9 @@ use crate::workers::Yard;
 /// Passes of observing, planning and acting in one reconcile. A creation needs three; more would mean that two
 /// writers undo each other.
 const PASSES: usize = 6;
+
+/// Control planes do not wait longer for the watches of workers.
+const COUNTED: Duration = Duration::from_secs(10);
 
 /// Kinds whose changes in a control-plane namespace wake its tenant.
 const WAKING: [Kind; 10] = [
@@ -104,6 +107,12 @@ pub(super) async fn run(
 ) {
     tokio::select! {
         () = catalogue.ready() => {}
+        () = context.stop.cancelled() => return,
+    }
+    // Before the workers are counted they would be Unknown for a moment, in every status.
+    tokio::select! {
+        () = yard.fleet.read() => {}
+        () = sleep(COUNTED) => warn!("workers and pools were not read: their watches fail"),
         () = context.stop.cancelled() => return,
     }
     let settings = &context.settings;

@@ -183,6 +183,12 @@ impl<'a> Eraser<'a> {
                     let value = match key.as_str() {
                         "observedGeneration" if Some(&value) == generation => "current".into(),
                         "clusterIP" | "clusterIPs" if value != "None" => "assigned".into(),
+                        // Of a ControllerRevision: it counts what the life before has stored.
+                        "revision" if value.is_u64() => "counted".into(),
+                        // The endpoint's own are looked for by their numbers, wherever they stand.
+                        "nodePort" if !value.as_u64().is_some_and(|port| self.ports.contains(&port)) => {
+                            "assigned".into()
+                        }
                         _ => self.value(value, generation),
                     };
                     (self.text(&key), value)

@@ -12,7 +12,8 @@ use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kaas_crds::name;
 use kaas_lifecycle::workers::join::{BOOTSTRAP_USER, CLIENT_SIGNER, NODE_USER, SERVING_SIGNER};
 use kube::Client;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::core::GroupVersionKind;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
@@ -73,7 +74,33 @@ pub(crate) async fn clear(tenant: &Client) {
         .await
         .unwrap();
     Api::<Secret>::namespaced(tenant.clone(), "kube-system").delete_collection(&now, &all).await.unwrap();
+    let ours = ListParams::default().labels(&format!("{}={}", name::MANAGED_BY_LABEL, name::MANAGED_BY));
+    let background = DeleteParams::background();
+    for (group, version, kind, plural) in ADDONS {
+        let resource =
+            ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
+        let apis = match kind.starts_with("Cluster") {
+            true => vec![Api::<DynamicObject>::all_with(tenant.clone(), &resource)],
+            false => ["kube-system", "kube-public"]
+                .map(|namespace| Api::namespaced_with(tenant.clone(), namespace, &resource))
+                .into(),
+        };
+        for api in apis {
+            api.delete_collection(&background, &ours).await.unwrap();
+        }
+    }
 }
+
+/// Kinds of which the operator keeps something inside a tenant for its workers.
+const ADDONS: [(&str, &str, &str, &str); 7] = [
+    ("apps", "v1", "DaemonSet", "daemonsets"),
+    ("", "v1", "ConfigMap", "configmaps"),
+    ("", "v1", "ServiceAccount", "serviceaccounts"),
+    ("rbac.authorization.k8s.io", "v1", "Role", "roles"),
+    ("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings"),
+    ("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles"),
+    ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings"),
+];
 
 /// What the controller-manager does in the next hour: a token that came too late for anybody to read it ends.
 pub(crate) async fn outlive_tokens(tenant: &Client) {

@@ -193,6 +193,11 @@ impl Life {
             "spec": {
                 "version": "v1.37.1",
                 "controlPlane": {"replicas": 1, "endpoint": {"type": "NodePort"}},
+                // What would run on workers: one of each sort is enough, and its server has other networks.
+                "addons": {
+                    "kubeProxy": {"enabled": false}, "coreDNS": {"enabled": false}, "cni": {"none": {}},
+                    "metricsServer": {"enabled": false},
+                },
                 "etcd": {"replicas": 1, "storage": {"ephemeral": {}}},
             },
         }))

@@ -172,8 +172,11 @@ fn client(request: &Request, workers: &[Candidate], now: Timestamp) -> Result<St
 
 fn in_time(worker: &Candidate, now: Timestamp) -> Result<(), Judgement> {
     require(!worker.token_used, || format!("the token of worker {} was used before", worker.name))?;
-    let good = worker.token_expires.is_some_and(|expires| now < expires);
-    require(good, || format!("the token of worker {} has ended", worker.name))
+    // A denied kubelet gives up: one that shows a token which was not found is not answered, and asks again.
+    let Some(expires) = worker.token_expires else {
+        return Err(Judgement::Wait(format!("the token of worker {} was not found", worker.name)));
+    };
+    require(now < expires, || format!("the token of worker {} has ended", worker.name))
 }
 
 fn serving(request: &Request, workers: &[Candidate], reserved: &[IpNet]) -> Result<String, Judgement> {

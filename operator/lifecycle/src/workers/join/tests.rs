@@ -145,12 +145,13 @@ fn a_token_is_good_once_in_time_and_while_the_worker_stays() {
     for (change, words) in [
         ((|worker| worker.token_used = true) as fn(&mut Candidate), "used before"),
         (|worker| worker.token_expires = Some(now()), "has ended"),
-        (|worker| worker.token_expires = None, "has ended"),
         (|worker| worker.going = true, "is being deleted"),
         (|worker| worker.token_id = None, "by its own token only"),
     ] {
         assert!(matches!(of(change), Judgement::Deny(why) if why.contains(words)), "{words}");
     }
+    let unknown = of(|worker| worker.token_expires = None);
+    assert!(matches!(&unknown, Judgement::Wait(why) if why.contains("was not found")), "{unknown:?}");
 }
 
 #[test]
