@@ -22,8 +22,6 @@ pub(crate) struct Player {
     pub(crate) client: Client,
     pub(crate) record: Arc<Record>,
     pub(crate) home: String,
-    /// Where its workers' machines are.
-    pub(crate) machines: String,
     pub(crate) api_server: Behind,
     pub(crate) etcd: Behind,
     /// Address of node ports.
@@ -32,26 +30,17 @@ pub(crate) struct Player {
     pub(crate) network: (u8, u8),
 }
 
-pub(crate) type Live = BTreeMap<Key, Arc<Value>>;
+type Live = BTreeMap<Key, Arc<Value>>;
 
-fn ordinal(name: &str) -> u8 {
-    name.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap()
-}
-
-/// Where a machine would be reached: in a network that is nobody's, as no worker may be on loopback.
-fn machine_address(name: &str) -> Ipv4Addr {
-    Ipv4Addr::new(198, 51, 100, 10 + ordinal(name))
-}
-
-pub(crate) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
     object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-pub(crate) fn terminating(object: &Value) -> bool {
+fn terminating(object: &Value) -> bool {
     object.pointer("/metadata/deletionTimestamp").is_some()
 }
 
-pub(crate) fn ready(pod: &Value) -> bool {
+fn ready(pod: &Value) -> bool {
     let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
     conditions
         .into_iter()
@@ -59,7 +48,7 @@ pub(crate) fn ready(pod: &Value) -> bool {
         .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
-pub(crate) fn of<'a>(live: &'a Live, kind: &'static str) -> impl Iterator<Item = &'a Arc<Value>> {
+fn of<'a>(live: &'a Live, kind: &'static str) -> impl Iterator<Item = &'a Arc<Value>> {
     live.iter().filter(move |((found, _), _)| *found == kind).map(|(_, object)| object)
 }
 
@@ -75,48 +64,13 @@ impl Player {
         let mut doors = BTreeMap::new();
         let mut seen = 0;
         loop {
-            seen = self.record.changed(&[&self.home, &self.machines], seen).await;
+            seen = self.record.changed(&[&self.home], seen).await;
             self.step(&mut doors).await;
-            self.host().await;
         }
     }
 
-    fn api(&self, place: &str, kind: &str) -> Api<DynamicObject> {
-        Api::namespaced_with(self.client.clone(), place, &resource(kind))
-    }
-
-    /// The machines of workers that are pods.
-    async fn host(&self) {
-        let live = self.record.live(&self.machines);
-        let Some(namespace) = live.get(&("Namespace", self.machines.clone())) else { return };
-        join_all(of(&live, "Pod").filter(|pod| terminating(pod)).map(|pod| self.kill(pod))).await;
-        if terminating(namespace) {
-            self.empty(&self.machines).await;
-            return;
-        }
-        for pod in of(&live, "Pod").filter(|pod| !terminating(pod)) {
-            if text(pod, "/spec/nodeName").is_empty() {
-                self.bind(pod).await;
-            } else if !ready(pod) && mountable(pod, &live) {
-                self.run(pod, machine_address(text(pod, "/metadata/name"))).await;
-            }
-        }
-    }
-
-    /// The scheduler.
-    async fn bind(&self, pod: &Value) {
-        let name = text(pod, "/metadata/name");
-        let binding = json!({
-            "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
-            "target": {"apiVersion": "v1", "kind": "Node", "name": "played"},
-        });
-        let path = format!("/api/v1/namespaces/{}/pods/{name}/binding", self.machines);
-        let request = http::Request::post(path)
-            .header("content-type", "application/json")
-            .body(serde_json::to_vec(&binding).unwrap())
-            .unwrap();
-        // It may be bound, or gone.
-        let _ = self.client.request::<Value>(request).await;
+    fn api(&self, kind: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), &self.home, &resource(kind))
     }
 
     async fn step(&self, doors: &mut BTreeMap<SocketAddr, Door>) {
@@ -129,7 +83,7 @@ impl Player {
         join_all(going).await;
         if terminating(namespace) {
             doors.clear();
-            self.empty(&self.home).await;
+            self.empty().await;
             return;
         }
         join_all(
@@ -141,7 +95,7 @@ impl Player {
         .await;
         let starting =
             of(&live, "Pod").filter(|pod| !terminating(pod) && !ready(pod) && mountable(pod, &live));
-        join_all(starting.map(|pod| self.run(pod, self.pod_address(text(pod, "/metadata/name"))))).await;
+        join_all(starting.map(|pod| self.run(pod))).await;
         self.open(&live, doors).await;
     }
 
@@ -149,30 +103,28 @@ impl Player {
     async fn kill(&self, pod: &Value) {
         let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
         // It may be gone already.
-        let _ =
-            self.api(text(pod, "/metadata/namespace"), "Pod").delete(text(pod, "/metadata/name"), &now).await;
+        let _ = self.api("Pod").delete(text(pod, "/metadata/name"), &now).await;
     }
 
     /// The namespace controller: pods go in their own time, then everything else, and at last the namespace.
-    async fn empty(&self, place: &str) {
+    async fn empty(&self) {
         let all = ListParams::default();
         let default = DeleteParams::default();
-        let pods = self.api(place, "Pod").delete_collection(&default, &all).await;
-        let pods = pods.ok().and_then(|answer| answer.left());
+        let pods =
+            self.api("Pod").delete_collection(&default, &all).await.ok().and_then(|answer| answer.left());
         if pods.is_none_or(|pods| !pods.items.is_empty()) {
             // Each pod that goes is a change, and leads back here.
             return;
         }
         let kinds = namespaced_kinds().filter(|kind| *kind != "Pod");
-        let removals =
-            kinds.map(async |kind| self.api(place, kind).delete_collection(&default, &all).await.is_ok());
+        let removals = kinds.map(async |kind| self.api(kind).delete_collection(&default, &all).await.is_ok());
         if !join_all(removals).await.into_iter().all(|done| done) {
             return;
         }
         let namespace = json!({
-            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": place}, "spec": {"finalizers": []},
+            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.home}, "spec": {"finalizers": []},
         });
-        let path = format!("/api/v1/namespaces/{place}/finalize");
+        let path = format!("/api/v1/namespaces/{}/finalize", self.home);
         let request = http::Request::put(path)
             .header("content-type", "application/json")
             .body(serde_json::to_vec(&namespace).unwrap())
@@ -220,7 +172,7 @@ impl Player {
             self.start(set, &pod, label, &hash).await;
         }
         for pod in going {
-            let _ = self.api(&self.home, "Pod").delete(&pod, &DeleteParams::default()).await;
+            let _ = self.api("Pod").delete(&pod, &DeleteParams::default()).await;
         }
         let ready = staying.iter().filter(|pod| ready(pod)).count();
         let status = json!({
@@ -240,7 +192,7 @@ impl Player {
             live == value || (live.is_null() && *value == 0)
         };
         if !status.as_object().unwrap().iter().all(|(field, value)| said(field, value)) {
-            self.say(&self.home, kind, name, &status).await;
+            self.say(kind, name, &status).await;
         }
     }
 
@@ -254,23 +206,19 @@ impl Player {
         // A pod on a node goes only when its kubelet says so.
         pod["spec"]["nodeName"] = "played".into();
         let pod = serde_json::from_value(pod).unwrap();
-        match self.api(&self.home, "Pod").create(&PostParams::default(), &pod).await {
+        match self.api("Pod").create(&PostParams::default(), &pod).await {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if [403, 404, 409].contains(&status.code) => {}
             Err(error) => panic!("pod {name}: {error}"),
         }
     }
 
-    /// Where a pod of the control plane is reached.
-    fn pod_address(&self, name: &str) -> Ipv4Addr {
-        let offset = if name.starts_with(component::ETCD) { 1 } else { 101 };
-        Ipv4Addr::new(127, self.network.0, self.network.1, offset + ordinal(name))
-    }
-
     /// A kubelet whose containers run and are ready.
-    async fn run(&self, pod: &Value, address: Ipv4Addr) {
-        let (place, name) = (text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
-        let address = address.to_string();
+    async fn run(&self, pod: &Value) {
+        let name = text(pod, "/metadata/name");
+        let ordinal = name.rsplit('-').next().and_then(|last| last.parse::<u8>().ok()).unwrap();
+        let offset = if name.starts_with(component::ETCD) { 1 } else { 101 };
+        let address = Ipv4Addr::new(127, self.network.0, self.network.1, offset + ordinal).to_string();
         let containers: Vec<Value> = pod["spec"]["containers"].as_array().unwrap().iter().map(|container| json!({
             "name": container["name"], "image": container["image"], "imageID": "played", "ready": true, "restartCount": 0,
             "started": true, "state": {"running": {}},
@@ -284,12 +232,12 @@ impl Player {
             "conditions": conditions,
             "containerStatuses": containers,
         });
-        self.say(place, "Pod", name, &status).await;
+        self.say("Pod", name, &status).await;
     }
 
-    async fn say(&self, place: &str, kind: &str, name: &str, status: &Value) {
+    async fn say(&self, kind: &str, name: &str, status: &Value) {
         let patch = Patch::Merge(json!({"status": status}));
-        match self.api(place, kind).patch_status(name, &PatchParams::default(), &patch).await {
+        match self.api(kind).patch_status(name, &PatchParams::default(), &patch).await {
             Ok(_) => {}
             // It is gone.
             Err(kube::Error::Api(status)) if status.code == 404 => {}
