@@ -120,6 +120,20 @@ pub(crate) async fn delete(
     uid: &str,
     grace: Option<u32>,
 ) -> Result<(), kube::Error> {
+    match delete_surely(client, reference, uid, grace).await {
+        // The UID: another object of that name, which is none of our business.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        answer => answer,
+    }
+}
+
+/// The same for what nobody would look for again: a conflict is told, and the caller looks once more.
+pub(crate) async fn delete_surely(
+    client: &kube::Client,
+    reference: &Reference,
+    uid: &str,
+    grace: Option<u32>,
+) -> Result<(), kube::Error> {
     let params = DeleteParams {
         grace_period_seconds: grace,
         preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
@@ -128,8 +142,7 @@ pub(crate) async fn delete(
     let api = api(client, reference.kind, reference.namespace.as_deref());
     match within(DEADLINE, api.delete(&reference.name, &params)).await {
         Ok(_) => Ok(()),
-        // 409 here is the UID: another object of that name, which is none of our business.
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(error),
     }
 }

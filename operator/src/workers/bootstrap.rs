@@ -14,12 +14,11 @@ use kaas_crds::{TenantCluster, Worker, name};
 use kaas_lifecycle::action::Precondition;
 use kaas_lifecycle::desired::{Machine, Settings, kubelet_configuration};
 use kaas_lifecycle::object::{Kind, Object, Reference};
-use kaas_lifecycle::observed::Live;
 use kaas_lifecycle::workers::machine::{self, Place};
 use kaas_lifecycle::workers::observed::{Bootstrap, Fact};
 use kaas_lifecycle::workers::worker::token_id;
 use kaas_pki::{Certificate, Kubeconfig};
-use kube::api::{Api, DeleteParams, Preconditions};
+use kube::api::Api;
 use serde_json::{Value, json};
 
 use crate::cluster::{self, DEADLINE, within};
@@ -138,13 +137,9 @@ pub(super) async fn revoke(
     sight: &Sight,
     access: &Access,
     mirror: &str,
-    token_id: &str,
 ) -> Result<(), Error> {
-    let token = token_reference(token_id);
-    if let Some(live) = cluster::get(&access.client, &token).await.map_err(read(&token))? {
-        delete_token(access, &token, &live).await?;
-    }
     let place = sight.place();
+    withdraw(access, place.worker_uid).await?;
     let worker = &sight.observed.worker;
     let Some(known) = sight.observed.bootstrap.found() else { return Ok(()) };
     let (namespace, secret) = home(worker, &place);
@@ -172,20 +167,10 @@ pub(super) async fn withdraw(access: &Access, worker_uid: &str) -> Result<(), Er
     if holder != Some(worker_uid) {
         return Ok(());
     }
-    delete_token(access, &token, &live).await
-}
-
-/// Deletes exactly this token. Unlike elsewhere a conflict is none the better for being let go: what is left of a token
-/// works, and nobody would know of it any more.
-async fn delete_token(access: &Access, token: &Reference, live: &Live) -> Result<(), Error> {
-    let api: Api<Secret> = Api::namespaced(access.client.clone(), TOKEN_NAMESPACE);
-    let preconditions = Some(Preconditions { uid: Some(live.uid.clone()), resource_version: None });
-    let params = DeleteParams { preconditions, ..DeleteParams::default() };
-    match within(DEADLINE, api.delete(&token.name, &params)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(source) => Err(Error::Write { what: format!("delete {token} inside the tenant"), source }),
-    }
+    // What is left of a token works, and nobody would know of it any more.
+    cluster::delete_surely(&access.client, &token, &live.uid, None)
+        .await
+        .map_err(|source| Error::Write { what: format!("delete {token} inside the tenant"), source })
 }
 
 /// Files of a machine that is a pod.

@@ -149,8 +149,8 @@ async fn on_worker(yard: &Yard, sight: &Sight, action: &Action) -> Result<Option
             let access = inside(sight)?;
             bootstrap::issue(client, sight, access, mirror, token_id, *expires, precondition).await?;
         }
-        Action::RevokeBootstrap { token_id } => {
-            bootstrap::revoke(client, sight, inside(sight)?, mirror, token_id).await?;
+        Action::RevokeBootstrap { .. } => {
+            bootstrap::revoke(client, sight, inside(sight)?, mirror).await?;
         }
         Action::EnsureMachine(request) => {
             let release = yard.release(&request.version);

@@ -83,6 +83,7 @@ pub(super) async fn configure(
         let node = within(DEADLINE, api.get(name)).await?;
         spec.insert("taints".into(), taints(node.spec.and_then(|spec| spec.taints), change)?);
     }
+    let nothing = labels.is_empty() && spec.is_empty() && change.set_annotations.is_empty();
     let object = json!({
         "metadata": {
             "uid": change.uid, "resourceVersion": change.resource_version,
@@ -90,8 +91,7 @@ pub(super) async fn configure(
         },
         "spec": spec,
     });
-    let wanted = !labels_only_empty(&object) || !change.set_annotations.is_empty();
-    if wanted {
+    if !nothing {
         within(DEADLINE, api.patch(name, &PatchParams::default(), &Patch::Merge(&object))).await?;
     }
     if !change.set_extended_resources.is_empty() {
@@ -104,13 +104,6 @@ pub(super) async fn configure(
         within(DEADLINE, api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
     }
     Ok(())
-}
-
-/// Whether a patch changes neither labels nor the spec.
-fn labels_only_empty(object: &Value) -> bool {
-    let empty =
-        |pointer| object.pointer(pointer).and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
-    empty("/metadata/labels") && empty("/spec")
 }
 
 /// The taints with the pool's among them.

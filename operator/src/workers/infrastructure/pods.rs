@@ -78,16 +78,9 @@ impl Pods {
             labels.and_then(|labels| labels.get(name::WORKER_UID_LABEL)?.as_str()) == Some(place.worker_uid)
         });
         match own {
-            Some(live) => {
-                cluster::delete(&self.client, &reference, &live.uid, None)
-                    .await
-                    .map_err(|error| refusal(&error))?;
-                // A conflict counts as gone there, which would leave it for good.
-                match cluster::get(&self.client, &reference).await.map_err(|error| refusal(&error))? {
-                    Some(left) if left.uid == live.uid => Err(busy("its Secret is still there")),
-                    _ => Ok(()),
-                }
-            }
+            Some(live) => cluster::delete_surely(&self.client, &reference, &live.uid, None)
+                .await
+                .map_err(|error| refusal(&error)),
             None => Ok(()),
         }
     }
