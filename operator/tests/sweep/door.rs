@@ -2,24 +2,36 @@
 //! Secrets hold at this moment, and behind it the tenant's real API server or etcd.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use http::{Request, Response, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use kube::client::Body;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{RootCertStore, ServerConfig};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsAcceptor;
 
-/// A server behind a door, and how to speak to it.
+use crate::wire::{Side, Wire};
+
+/// The wire of the operator that there is now: whoever speaks to the tenant's API is on it.
+pub(crate) type Line = Arc<Mutex<Option<Arc<Wire>>>>;
+
+/// What is behind a door.
 #[derive(Clone)]
-pub(crate) struct Behind {
-    address: SocketAddr,
-    protocol: &'static str,
-    /// Without one it is spoken to in the clear.
-    config: Option<Arc<ClientConfig>>,
+pub(crate) enum Behind {
+    /// A server that is spoken to in the clear, by HTTP/2.
+    Server(SocketAddr),
+    /// The tenant's API.
+    Api(Line),
 }
 
 /// Certificate, key, and authority of the clients, in PEM.
@@ -42,24 +54,11 @@ fn chain(pem: &str) -> Vec<CertificateDer<'static>> {
 }
 
 impl Behind {
-    /// A server that asks for a client certificate.
-    pub(crate) fn tls(
-        address: SocketAddr,
-        protocol: &'static str,
-        authority: &str,
-        certificate: &str,
-        key: &str,
-    ) -> Self {
-        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-        let builder = ClientConfig::builder().with_root_certificates(roots(authority));
-        let mut config = builder.with_client_auth_cert(chain(certificate), key).unwrap();
-        config.alpn_protocols = vec![protocol.into()];
-        Behind { address, protocol, config: Some(Arc::new(config)) }
-    }
-
-    /// A server without TLS.
-    pub(crate) fn clear(address: SocketAddr, protocol: &'static str) -> Self {
-        Behind { address, protocol, config: None }
+    fn protocol(&self) -> &'static str {
+        match self {
+            Behind::Server(_) => "h2",
+            Behind::Api(_) => "http/1.1",
+        }
     }
 }
 
@@ -96,7 +95,8 @@ impl Door {
             loop {
                 while connections.try_join_next().is_some() {}
                 let Ok((stream, _)) = listener.accept().await else { continue };
-                let Some(config) = identity().and_then(|identity| identity.server(behind.protocol)) else {
+                let config = identity().and_then(|identity| identity.server(behind.protocol()));
+                let Some(config) = config else {
                     continue;
                 };
                 connections.spawn(pass(stream, config, behind.clone()));
@@ -106,16 +106,38 @@ impl Door {
     }
 }
 
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
 /// One connection; whoever is refused or leaves ends it.
-async fn pass(stream: TcpStream, config: Arc<ServerConfig>, behind: Behind) -> std::io::Result<()> {
+async fn pass(stream: TcpStream, config: Arc<ServerConfig>, behind: Behind) -> Result<(), Error> {
     let _ = stream.set_nodelay(true);
     let mut front = TlsAcceptor::from(config).accept(stream).await?;
-    let mut stream = TcpStream::connect(behind.address).await?;
-    let _ = stream.set_nodelay(true);
-    let Some(config) = behind.config else {
-        return copy_bidirectional(&mut front, &mut stream).await.map(drop);
-    };
-    let server = ServerName::from(behind.address.ip());
-    let mut back = TlsConnector::from(config).connect(server, stream).await?;
-    copy_bidirectional(&mut front, &mut back).await.map(drop)
+    match behind {
+        Behind::Server(address) => {
+            let mut stream = TcpStream::connect(address).await?;
+            let _ = stream.set_nodelay(true);
+            copy_bidirectional(&mut front, &mut stream).await?;
+        }
+        Behind::Api(line) => {
+            let service = service_fn(move |request| carry(line.clone(), request));
+            http1::Builder::new().serve_connection(TokioIo::new(front), service).await?;
+        }
+    }
+    Ok(())
+}
+
+/// One request to the tenant's API.
+async fn carry(line: Line, request: Request<Incoming>) -> Result<Response<Body>, Error> {
+    let (mut parts, body) = request.into_parts();
+    // They were made for this hop.
+    for header in [header::HOST, header::CONNECTION, header::CONTENT_LENGTH, header::ACCEPT_ENCODING] {
+        parts.headers.remove(header);
+    }
+    let body = body.collect().await?.to_bytes();
+    let wire = line.lock().unwrap().clone().ok_or("there is no operator")?;
+    let mut answer = wire.call(Side::Inside, Request::from_parts(parts, Body::from(body))).await?;
+    for header in [header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
+        answer.headers_mut().remove(header);
+    }
+    Ok(answer)
 }

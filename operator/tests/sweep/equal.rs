@@ -7,27 +7,38 @@ use std::net::Ipv4Addr;
 use kaas_pki::Certificate;
 use serde_json::{Map, Value, json};
 
-use crate::fault::Scope;
 use crate::player::entry;
 use crate::record::Record;
+use crate::wire::Scope;
 
 /// A world as text, an object an entry.
 pub(crate) type Picture = BTreeMap<String, String>;
 
-/// Everything of one tenant in the management cluster.
-pub(crate) fn picture(record: &Record, scope: &Scope) -> Picture {
+/// Everything of one tenant in the management cluster, and what was found inside it.
+pub(crate) fn picture(record: &Record, scope: &Scope, found_inside: Vec<(String, Value)>) -> Picture {
     let (home, team) = (scope.home(), &scope.team);
     let inside = record.live(&home);
-    let port = inside
-        .get(&("Service", "kube-apiserver".to_owned()))
-        .and_then(|service| service.pointer("/spec/ports/0/nodePort")?.as_u64());
+    let service = inside.get(&("Service", "kube-apiserver".to_owned()));
+    let ports = service.and_then(|service| service.pointer("/spec/ports")?.as_array());
+    let ports = ports.into_iter().flatten().filter_map(|port| port["nodePort"].as_u64()).collect();
     let authority = inside.get(&("Secret", "authority".to_owned()));
-    let beside = record.live(team);
-    let all = || inside.iter().chain(&beside);
-    let mut eraser = Eraser::new(scope, port);
+    let (beside, machines) = (record.live(team), record.live(&scope.machines()));
+    // Names are the same in different places.
+    let told = |kind: &str, name: &str, object: &Value| {
+        let place = object["metadata"]["namespace"].as_str().unwrap_or_default();
+        let place = if place == scope.machines() { " of machines" } else { "" };
+        format!("{kind} {name}{place}")
+    };
+    let all = || inside.iter().chain(&beside).chain(&machines);
+    let mut eraser = Eraser::new(scope, ports);
     for ((kind, name), object) in all() {
         let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
-        eraser.uids.push((uid.to_owned(), format!("UID of {kind} {}", eraser.text(name))));
+        let known = format!("UID of {}", told(kind, &eraser.text(name), object));
+        eraser.uids.push((uid.to_owned(), known));
+    }
+    for (key, object) in &found_inside {
+        let uid = object["metadata"]["uid"].as_str();
+        eraser.uids.extend(uid.map(|uid| (uid.to_owned(), format!("UID of {key}"))));
     }
     let mut picture = Picture::new();
     for ((kind, name), object) in all() {
@@ -40,15 +51,13 @@ pub(crate) fn picture(record: &Record, scope: &Scope) -> Picture {
             history.retain(|entry| entry["type"] != "Roll");
         }
         let plain = eraser.object(plain);
-        let key = format!("{kind} {}", eraser.text(name));
+        let key = told(kind, &eraser.text(name), object);
         picture.insert(key, serde_json::to_string_pretty(&plain).unwrap());
     }
+    for (key, object) in found_inside {
+        picture.insert(key, serde_json::to_string_pretty(&eraser.object(object)).unwrap());
+    }
     picture
-}
-
-/// The objects of a list inside the tenant.
-pub(crate) fn erase(scope: &Scope, port: Option<u64>, object: Value) -> String {
-    serde_json::to_string_pretty(&Eraser::new(scope, port).object(object)).unwrap()
 }
 
 /// Lines that differ.
@@ -141,14 +150,15 @@ fn certificate(pem: &str, authority: Option<&Value>) -> Value {
 
 struct Eraser<'a> {
     scope: &'a Scope,
-    port: Option<u64>,
+    /// Node ports.
+    ports: Vec<u64>,
     /// UIDs and what stands for them: who is meant must stay the same.
     uids: Vec<(String, String)>,
 }
 
 impl<'a> Eraser<'a> {
-    fn new(scope: &'a Scope, port: Option<u64>) -> Self {
-        Eraser { scope, port, uids: Vec::new() }
+    fn new(scope: &'a Scope, ports: Vec<u64>) -> Self {
+        Eraser { scope, ports, uids: Vec::new() }
     }
 
     fn object(&self, mut object: Value) -> Value {
@@ -175,8 +185,10 @@ impl<'a> Eraser<'a> {
                         "clusterIP" | "clusterIPs" if value != "None" => "assigned".into(),
                         // Of a ControllerRevision: it counts what the life before has stored.
                         "revision" if value.is_u64() => "counted".into(),
-                        // The endpoint's own is looked for by its number, wherever it stands.
-                        "nodePort" if value.as_u64() != self.port => "assigned".into(),
+                        // The endpoint's own are looked for by their numbers, wherever they stand.
+                        "nodePort" if !value.as_u64().is_some_and(|port| self.ports.contains(&port)) => {
+                            "assigned".into()
+                        }
                         _ => self.value(value, generation),
                     };
                     (self.text(&key), value)
@@ -186,7 +198,7 @@ impl<'a> Eraser<'a> {
             }
             Value::Array(list) => list.into_iter().map(|value| self.value(value, generation)).collect(),
             Value::String(text) => self.text(&text).into(),
-            Value::Number(number) if number.as_u64().is_some() && number.as_u64() == self.port => {
+            Value::Number(number) if number.as_u64().is_some_and(|port| self.ports.contains(&port)) => {
                 "PORT".into()
             }
             other => other,
@@ -207,7 +219,7 @@ impl<'a> Eraser<'a> {
         if text.len() >= 36 {
             self.uids.iter().for_each(|(uid, told)| text = text.replace(uid, told));
         }
-        if let Some(port) = self.port {
+        for port in &self.ports {
             text = text.replace(&format!(":{port}"), ":PORT");
         }
         without_hashes(&text)

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use kaas_crds::name;
 use serde_json::Value;
 
-use crate::fault::Scope;
 use crate::record::{Change, Key};
+use crate::wire::Scope;
 
 /// Objects that may be deleted while their tenant lives: budgets and pods after scaling down, revisions of old.
 const PASSING: [&str; 3] = ["PodDisruptionBudget", "Pod", "ControllerRevision"];
@@ -59,6 +59,12 @@ impl<'a> Judge<'a> {
         let object = &change.object;
         let (kind, object_name) = &change.key;
         let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+        if ["WorkerPool", "Worker"].contains(kind)
+            || object["metadata"]["namespace"].as_str() == Some(&self.scope.machines())
+        {
+            // They come and go under the same names.
+            return;
+        }
         if *kind != "Pod" && *kind != "PodDisruptionBudget" {
             let first = self.made.entry(change.key.clone()).or_insert_with(|| uid.to_owned());
             if first != uid {
@@ -102,18 +108,24 @@ impl<'a> Judge<'a> {
         if label != Some(self.scope.uid.as_str()) {
             return;
         }
+        let going = change.object.pointer("/metadata/deletionTimestamp").is_some();
+        if going && !self.deleting {
+            self.breach("the namespace is deleted although its TenantCluster is not");
+        }
+        let of_machines = change.key.1 == self.scope.machines();
+        // That of the machines goes in its own time.
+        let goes = change.gone || (of_machines && going);
+        if !goes && !self.finalizer {
+            self.breach("the namespace exists before the TenantCluster's finalizer, or after it");
+        }
+        if of_machines {
+            return;
+        }
         self.namespaces.insert(change.key.1.clone());
         if self.namespaces.len() > 1 {
             self.breach(format!("one tenant has several namespaces: {:?}", self.namespaces));
         }
         self.namespace_there = !change.gone;
-        if self.namespace_there && !self.finalizer {
-            self.breach("the namespace exists before the TenantCluster's finalizer, or after it");
-        }
-        let going = change.object.pointer("/metadata/deletionTimestamp").is_some();
-        if going && !self.deleting {
-            self.breach("the namespace is deleted although its TenantCluster is not");
-        }
     }
 
     fn authority(&mut self, change: &Change) {

@@ -18,13 +18,17 @@ use time::OffsetDateTime;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use crate::door::Behind;
-use crate::equal::{Picture, difference, erase, picture};
-use crate::fault::{Fault, Planted, Scope, Strike, Target, Wire};
-use crate::forbidden;
+use crate::door::{Behind, Line};
+use crate::equal::{Picture, difference, picture};
+use crate::kubelets::{self, Complaints, Kubelets};
 use crate::player::{Player, entry};
+use crate::plot::{Planted, Plot, Strike, Target};
 use crate::record::resource;
+use crate::wire::{Scope, Wire};
 use crate::world::{Operator, Slot, World};
+use crate::{forbidden, machines};
+
+mod pools;
 
 /// An operation must be done after this, whatever went wrong: the longest pause of the operator that it can need is
 /// 5 s, and the machine may be busy.
@@ -51,6 +55,25 @@ pub(crate) enum Operation {
     Deletion,
     /// Deletion while the creation was broken off.
     EarlyDeletion,
+    /// A pool of two workers.
+    PoolCreation,
+    /// A third worker.
+    PoolGrowth,
+    /// The third is not wanted after all.
+    Withdrawal,
+    /// It goes again, with pods on it.
+    Draining,
+    /// One worker is left.
+    PoolShrinking,
+    /// The template changes: another worker takes its place.
+    Replacement,
+    /// A worker is deleted by hand, and made again.
+    ByHand,
+    /// Nothing is asked for; an operator starts and finds pool and workers as they should be.
+    PoolRestart,
+    PoolDeletion,
+    /// The deletion of a cluster that has a pool.
+    DeletionWithPool,
 }
 
 impl fmt::Display for Operation {
@@ -63,6 +86,16 @@ impl fmt::Display for Operation {
             Operation::Restart => "restart",
             Operation::Deletion => "deletion",
             Operation::EarlyDeletion => "early deletion",
+            Operation::PoolCreation => "pool of 2",
+            Operation::PoolGrowth => "workers 2 -> 3",
+            Operation::Withdrawal => "back to 2",
+            Operation::Draining => "drain 3 -> 2",
+            Operation::PoolShrinking => "workers 2 -> 1",
+            Operation::Replacement => "replacement",
+            Operation::ByHand => "worker deleted",
+            Operation::PoolRestart => "pool restart",
+            Operation::PoolDeletion => "pool deleted",
+            Operation::DeletionWithPool => "all deleted",
         })
     }
 }
@@ -79,8 +112,20 @@ impl Operation {
         Operation::EarlyDeletion,
     ];
 
+    /// The life of a pool, in order.
+    pub(crate) const POOL: [Operation; 8] = [
+        Operation::PoolCreation,
+        Operation::PoolRestart,
+        Operation::PoolGrowth,
+        Operation::Draining,
+        Operation::PoolShrinking,
+        Operation::Replacement,
+        Operation::ByHand,
+        Operation::PoolDeletion,
+    ];
+
     fn deletes(self) -> bool {
-        matches!(self, Operation::Deletion | Operation::EarlyDeletion)
+        matches!(self, Operation::Deletion | Operation::EarlyDeletion | Operation::DeletionWithPool)
     }
 }
 
@@ -88,9 +133,9 @@ impl Operation {
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
     pub(crate) operation: Operation,
-    pub(crate) strike: Option<Strike>,
-    /// Whether the write was reached that the strike waits for.
-    pub(crate) fired: bool,
+    pub(crate) strikes: Vec<Strike>,
+    /// Strikes whose write was never reached.
+    pub(crate) missed: Vec<Strike>,
     pub(crate) took: Duration,
     /// Writes of the first operator.
     pub(crate) writes: Vec<Target>,
@@ -107,16 +152,21 @@ pub(crate) struct Life {
     world: Arc<World>,
     slot: Option<Slot>,
     scope: Scope,
-    player: AbortHandle,
+    players: [AbortHandle; 2],
+    /// The way to the tenant's API.
+    line: Line,
+    complaints: Complaints,
     planted: Option<Planted>,
     strayed: Vec<String>,
     /// Versions of Secrets whose certificates were aged.
     aged: BTreeMap<(String, String), String>,
+    /// UID of the worker that was deleted by hand.
+    deleted: Option<String>,
 }
 
 impl Drop for Life {
     fn drop(&mut self) {
-        self.player.abort();
+        self.players.iter().for_each(AbortHandle::abort);
         self.slot.take().into_iter().for_each(|slot| self.world.give_back(slot));
     }
 }
@@ -125,6 +175,23 @@ enum End {
     Reached(Picture),
     Died,
     Late(String),
+}
+
+/// An operation under way: its operator, and the wires of all that it had, the newest last.
+struct Run {
+    operation: Operation,
+    operator: Option<Operator>,
+    wires: Vec<Arc<Wire>>,
+    /// So many may die still.
+    left: usize,
+}
+
+impl Run {
+    async fn end(&mut self) {
+        if let Some(operator) = self.operator.take() {
+            operator.kill().await;
+        }
+    }
 }
 
 impl Life {
@@ -143,6 +210,11 @@ impl Life {
             "spec": {
                 "version": "v1.37.1",
                 "controlPlane": {"replicas": 1, "endpoint": {"type": "NodePort"}},
+                // What would run on workers: one of each sort is enough, and its server has other networks.
+                "addons": {
+                    "kubeProxy": {"enabled": false}, "coreDNS": {"enabled": false}, "cni": {"none": {}},
+                    "metricsServer": {"enabled": false},
+                },
                 "etcd": {"replicas": 1, "storage": {"ephemeral": {}}},
             },
         }))
@@ -151,18 +223,36 @@ impl Life {
         let cluster = clusters.create(&create, &cluster).await.unwrap();
         let scope =
             Scope { team: team.to_owned(), cluster: CLUSTER.to_owned(), uid: cluster.metadata.uid.unwrap() };
+        let (line, complaints) = (Line::default(), Complaints::default());
         let player = Player {
             client: world.admin.clone(),
             record: world.record.clone(),
             home: scope.home(),
-            api_server: slot.api.clone(),
-            etcd: Behind::clear(world.etcd.address(), "h2"),
+            machines: scope.machines(),
+            api_server: Behind::Api(line.clone()),
+            etcd: Behind::Server(world.etcd.address()),
             node: world.node,
             network: (20 + slot.number, slot.runs),
         };
-        let player = tokio::spawn(player.play()).abort_handle();
-        let aged = BTreeMap::new();
-        Life { world: world.clone(), slot: Some(slot), scope, player, planted, strayed: Vec::new(), aged }
+        let kubelets = Kubelets {
+            tenant: slot.client.clone(),
+            record: world.record.clone(),
+            machines: scope.machines(),
+            complaints: complaints.clone(),
+        };
+        let players = [tokio::spawn(player.play()), tokio::spawn(kubelets.play())];
+        Life {
+            world: world.clone(),
+            slot: Some(slot),
+            scope,
+            players: players.map(|player| player.abort_handle()),
+            line,
+            complaints,
+            planted,
+            strayed: Vec::new(),
+            aged: BTreeMap::new(),
+            deleted: None,
+        }
     }
 
     pub(crate) fn scope(&self) -> &Scope {
@@ -173,64 +263,45 @@ impl Life {
     pub(crate) async fn perform(
         &mut self,
         operation: Operation,
-        strike: Option<Strike>,
+        strikes: &[Strike],
         measures: &Measures,
     ) -> Outcome {
         let begin = Instant::now();
         self.ask(operation).await;
         let measure = measures.get(&operation);
-        let fault = strike.as_ref().map(|strike| strike.fault);
-        let wire = self.wire(strike.clone());
-        let mut operator = self.world.operate(&wire);
-        let mut end = self.await_end(operation, &wire, measure).await;
-        let mut wires = vec![wire.clone()];
-        if matches!(end, End::Died) {
-            operator.kill().await;
-            let next = self.wire(None);
-            operator = self.world.operate(&next);
-            end = self.await_end(operation, &next, measure).await;
-            wires.push(next.clone());
-            if fault == Some(Fault::LateWrite)
-                && matches!(end, End::Reached(_))
-                && wire.deliver().await.is_some()
-            {
-                end = self.await_end(operation, &next, measure).await;
+        let plot = Plot::new(strikes);
+        let wire = self.wire(&plot);
+        // No strike kills twice.
+        let mut run = Run {
+            operation,
+            operator: Some(self.world.operate(&wire)),
+            wires: vec![wire],
+            left: strikes.len(),
+        };
+        let mut end = self.see_through(&mut run, &plot, measure).await;
+        let mut at = 0;
+        while let (Some(wire), End::Reached(_)) = (run.wires.get(at), &end) {
+            if let Some((_, of_token)) = wire.deliver().await {
+                if of_token {
+                    kubelets::outlive_tokens(self.tenant()).await;
+                }
+                // What is written then may be what the other strike waits for.
+                end = self.see_through(&mut run, &plot, measure).await;
             }
+            at += 1;
         }
-        self.finish(operation, strike, operator, &wires, end, begin).await
-    }
-
-    /// A creation whose operator dies at a write, and nobody goes on.
-    pub(crate) async fn half(&mut self, strike: Strike) -> bool {
-        self.ask(Operation::Creation).await;
-        let wire = self.wire(Some(strike));
-        let operator = self.world.operate(&wire);
-        let died = matches!(self.await_end(Operation::Creation, &wire, None).await, End::Died);
-        operator.kill().await;
-        self.strayed.extend(wire.strayed());
-        died
-    }
-
-    async fn finish(
-        &mut self,
-        operation: Operation,
-        strike: Option<Strike>,
-        operator: Operator,
-        wires: &[Arc<Wire>],
-        end: End,
-        begin: Instant,
-    ) -> Outcome {
-        operator.kill().await;
+        run.end().await;
+        let wires = run.wires;
         self.strayed.extend(wires.iter().flat_map(|wire| wire.strayed()));
         let (picture, wrong) = match end {
             End::Reached(picture) => (picture, None),
             End::Late(what) => (Picture::new(), Some(what)),
-            End::Died => (Picture::new(), Some("the second operator died too".to_owned())),
+            End::Died => (Picture::new(), Some("one operator too many died".to_owned())),
         };
         Outcome {
             operation,
-            strike,
-            fired: wires[0].fired(),
+            strikes: strikes.to_vec(),
+            missed: plot.missed(),
             took: begin.elapsed(),
             writes: wires[0].writes(),
             picture,
@@ -238,12 +309,42 @@ impl Life {
         }
     }
 
+    /// Waits for the end, with another operator whenever one dies.
+    async fn see_through(&self, run: &mut Run, plot: &Arc<Plot>, measure: Option<&Picture>) -> End {
+        loop {
+            let end = self.await_end(run.operation, &run.wires[run.wires.len() - 1], measure).await;
+            if !matches!(end, End::Died) || run.left == 0 {
+                return end;
+            }
+            run.left -= 1;
+            run.end().await;
+            let next = self.wire(plot);
+            run.operator = Some(self.world.operate(&next));
+            run.wires.push(next);
+        }
+    }
+
+    /// An operation whose operator dies at a write, and nobody goes on. Gives its wire, if it died.
+    pub(crate) async fn half(&mut self, operation: Operation, strike: Strike) -> Option<Arc<Wire>> {
+        self.ask(operation).await;
+        let wire = self.wire(&Plot::new(&[strike]));
+        let operator = self.world.operate(&wire);
+        let died = matches!(self.await_end(operation, &wire, None).await, End::Died);
+        operator.kill().await;
+        self.strayed.extend(wire.strayed());
+        died.then_some(wire)
+    }
+
     /// Waits until the watches have told what is there now: they are a moment behind.
     async fn catch_up(&self) {
-        let (home, team) = (self.scope.home(), self.scope.team.as_str());
-        for (place, kind, name) in
-            [(team, "TenantCluster", CLUSTER), (&home, "Namespace", &home), (&home, "Secret", "authority")]
-        {
+        let (home, machines, team) = (self.scope.home(), self.scope.machines(), self.scope.team.as_str());
+        for (place, kind, name) in [
+            (team, "TenantCluster", CLUSTER),
+            (team, "WorkerPool", pools::POOL),
+            (&home, "Namespace", &home),
+            (&home, "Secret", "authority"),
+            (&machines, "Namespace", &machines),
+        ] {
             let kind_of = resource(kind);
             let api: Api<DynamicObject> = match kind {
                 "Namespace" => Api::all_with(self.world.admin.clone(), &kind_of),
@@ -266,16 +367,27 @@ impl Life {
     /// What was seen in this life that may never be.
     pub(crate) async fn judge(&mut self) -> Vec<String> {
         self.catch_up().await;
-        let log = self.world.record.take_log(&[&self.scope.home(), &self.scope.team]);
+        let places = [&self.scope.home(), &self.scope.machines(), &self.scope.team];
+        let log = self.world.record.take_log(&places.map(String::as_str));
         let mut found = forbidden::judge(&log, &self.scope);
+        found.extend(machines::judge(&log, &self.scope));
+        found.append(&mut self.complaints.lock().unwrap());
         found.extend(
             self.strayed.drain(..).map(|write| format!("an object of somebody else was written: {write}")),
         );
         found
     }
 
-    fn wire(&self, strike: Option<Strike>) -> Arc<Wire> {
-        Wire::new(self.world.operator.clone(), self.scope.clone(), strike, self.planted)
+    /// A wire for the next operator.
+    fn wire(&self, plot: &Arc<Plot>) -> Arc<Wire> {
+        let clients = (self.world.operator.clone(), self.tenant().clone());
+        let wire = Wire::new(clients, self.scope.clone(), plot.clone(), self.planted);
+        *self.line.lock().unwrap() = Some(wire.clone());
+        wire
+    }
+
+    fn tenant(&self) -> &kube::Client {
+        &self.slot.as_ref().unwrap().client
     }
 
     async fn ask(&mut self, operation: Operation) {
@@ -289,9 +401,10 @@ impl Life {
                 clusters.patch(CLUSTER, &PatchParams::default(), &patch).await.unwrap();
             }
             Operation::Renewal => self.age().await,
-            Operation::Deletion | Operation::EarlyDeletion => {
+            Operation::Deletion | Operation::EarlyDeletion | Operation::DeletionWithPool => {
                 clusters.delete(CLUSTER, &DeleteParams::default()).await.unwrap();
             }
+            _ => self.ask_of_pool(operation).await,
         }
     }
 
@@ -372,7 +485,10 @@ impl Life {
         let (home, team) = (self.scope.home(), &self.scope.team);
         let cluster = record.get(team, "TenantCluster", CLUSTER);
         if operation.deletes() {
-            return cluster.is_none() && record.live(&home).is_empty();
+            return cluster.is_none()
+                && record.live(&home).is_empty()
+                && record.live(&self.scope.machines()).is_empty()
+                && self.pools_are_settled(operation);
         }
         let Some(cluster) = cluster else { return false };
         let status = &cluster["status"];
@@ -384,12 +500,13 @@ impl Life {
             && condition("Reconciling") == Some(false)
             && status["observedGeneration"] == cluster["metadata"]["generation"]
             && (operation != Operation::Renewal || self.still_aged().is_empty())
+            && self.pools_are_settled(operation)
     }
 
     async fn await_end(&self, operation: Operation, wire: &Arc<Wire>, measure: Option<&Picture>) -> End {
         let until = Instant::now() + LIMIT;
-        let (home, team) = (self.scope.home(), self.scope.team.as_str());
-        let places = [home.as_str(), team];
+        let (home, machines) = (self.scope.home(), self.scope.machines());
+        let places = [home.as_str(), machines.as_str(), self.scope.team.as_str()];
         let mut seen = u64::MAX;
         loop {
             if self.looks_done(operation) {
@@ -434,7 +551,7 @@ impl Life {
         let summary = status.map(|found| found["status"]["summary"].to_string()).unwrap_or_default();
         let differs = measure.map(|measure| difference(measure, &found)).unwrap_or_else(|| {
             let workloads = found.iter().filter(|(key, _)| {
-                ["StatefulSet", "Deployment", "Pod", "TenantCluster"]
+                ["StatefulSet", "Deployment", "Pod", "TenantCluster", "WorkerPool", "Worker"]
                     .contains(&key.split(' ').next().unwrap())
             });
             workloads
@@ -451,22 +568,16 @@ impl Life {
 
     /// The world as it stands, with what is inside the tenant.
     async fn picture(&self, operation: Operation) -> Picture {
-        let mut whole = picture(&self.world.record, &self.scope);
+        let mut found = Vec::new();
         if !operation.deletes() {
-            let port = self
-                .world
-                .record
-                .get(&self.scope.home(), "Service", "kube-apiserver")
-                .and_then(|service| service.pointer("/spec/ports/0/nodePort")?.as_u64());
-            let client = &self.slot.as_ref().unwrap().client;
-            for (api, kind, name) in inside(client) {
-                if let Some(found) = api.get_opt(name).await.unwrap() {
-                    let found = serde_json::to_value(found).unwrap();
-                    whole.insert(format!("inside: {kind} {name}"), erase(&self.scope, port, found));
+            for (api, kind, name) in inside(self.tenant()) {
+                if let Some(object) = api.get_opt(name).await.unwrap() {
+                    found.push((format!("inside: {kind} {name}"), serde_json::to_value(object).unwrap()));
                 }
             }
+            found.extend(self.workers_inside().await);
         }
-        whole
+        picture(&self.world.record, &self.scope, found)
     }
 }
 
@@ -510,4 +621,5 @@ async fn clear(client: &kube::Client) {
             Err(error) => panic!("{name} inside the tenant: {error}"),
         }
     }
+    kubelets::clear(client).await;
 }

@@ -2,17 +2,23 @@
 //!
 //! The management cluster is a real API server with the chart's schema and the chart's permissions; the tenant is a
 //! second one. The test plays who is missing between: workload controllers, kubelets, kube-proxy, the namespace
-//! controller. Each run has a tenant, an operator with its own caches and a wire of its own.
+//! controller; for workers also their machines and what runs on them. Each run has a tenant, an operator with its own
+//! caches and a wire of its own.
 #![cfg(test)]
 
 mod door;
 mod equal;
 mod etcd;
-mod fault;
 mod forbidden;
+mod kubelets;
+mod lag;
 mod life;
+mod machines;
 mod player;
+mod plot;
 mod record;
+mod wire;
+mod workers;
 mod world;
 
 use std::collections::BTreeMap;
@@ -25,12 +31,15 @@ use futures::stream::iter;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
-use crate::fault::{Fault, Planted, Strike, Target};
 use crate::life::{Life, Measures, Operation, Outcome};
+use crate::plot::{Fault, Planted, Strike, Target, draw};
 use crate::world::World;
 
 /// So many lives are on their way at once: as many as there are tenants' servers.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 6;
+
+/// So many writes of one operation go wrong.
+const TOGETHER: usize = 2;
 
 /// All tests share one world, whose connections live in one runtime.
 fn run(test: impl Future<Output = ()>) {
@@ -45,18 +54,26 @@ fn tell(line: &str) {
     let _ = writeln!(out, "{line}");
 }
 
+/// An operation in which nothing goes wrong.
+async fn undisturbed(life: &mut Life, operation: Operation) -> Outcome {
+    let outcome = life.perform(operation, &[], &Measures::new()).await;
+    assert_eq!(outcome.wrong, None, "{operation}, undisturbed");
+    if [Operation::Restart, Operation::PoolRestart].contains(&operation) {
+        assert_eq!(outcome.writes, [], "an operator that starts into a settled world writes nothing");
+    }
+    outcome
+}
+
 /// One undisturbed life: the measure for all others, and the writes of each operation.
 async fn measure(world: &Arc<World>, team: &str) -> (Measures, BTreeMap<Operation, Vec<Target>>) {
     let mut life = Life::begin(world, team, None).await;
     let (mut measures, mut writes) = (Measures::new(), BTreeMap::new());
     for operation in Operation::ALL.into_iter().filter(|operation| *operation != Operation::EarlyDeletion) {
-        let outcome = life.perform(operation, None, &Measures::new()).await;
-        assert_eq!(outcome.wrong, None, "{operation}, undisturbed");
-        if operation == Operation::Restart {
-            assert_eq!(outcome.writes, [], "an operator that starts into a settled world writes nothing");
-        }
+        let outcome = undisturbed(&mut life, operation).await;
         measures.insert(operation, outcome.picture);
-        writes.insert(operation, outcome.writes);
+        // What happens inside is the workers' part.
+        let managed = outcome.writes.into_iter().filter(|target| !target.what.ends_with(" inside"));
+        writes.insert(operation, managed.collect());
     }
     assert_eq!(life.judge().await, Vec::<String>::new(), "undisturbed");
     // However far a creation came, its deletion leaves the same: nothing.
@@ -77,7 +94,7 @@ fn strikes(operation: Operation, writes: &[Target]) -> Vec<Strike> {
 struct Course {
     /// The creation's operator dies here, and nobody goes on.
     broken_off: Option<Strike>,
-    operations: Vec<(Operation, Option<Strike>)>,
+    operations: Vec<(Operation, Vec<Strike>)>,
 }
 
 /// Deals out all strikes to as few lives as will hold them: an operation ends in the measured world or the life ends,
@@ -88,15 +105,15 @@ fn courses(writes: &BTreeMap<Operation, Vec<Target>>) -> Vec<Course> {
         writes.iter().map(|(operation, writes)| (*operation, strikes(*operation, writes))).collect();
     let mut courses = Vec::new();
     while waiting.values().any(|strikes| !strikes.is_empty()) {
-        let mut next = |operation| waiting.get_mut(&operation).and_then(Vec::pop);
+        let mut next =
+            |operation| waiting.get_mut(&operation).map_or(Vec::new(), |left| draw(left, TOGETHER, |_| true));
         let mut operations = vec![(Creation, next(Creation))];
         let (growth, shrinking) = (next(Growth), next(Shrinking));
-        if growth.is_some() || shrinking.is_some() {
+        if !growth.is_empty() || !shrinking.is_empty() {
             operations.extend([(Growth, growth), (Shrinking, shrinking)]);
         }
-        for operation in [Renewal, Deletion] {
-            operations.extend(next(operation).map(|strike| (operation, Some(strike))));
-        }
+        let rest = [Renewal, Deletion].map(|operation| (operation, next(operation)));
+        operations.extend(rest.into_iter().filter(|(_, strikes)| !strikes.is_empty()));
         courses.push(Course { broken_off: None, operations });
     }
     // From each point of a creation; the faults of the deletion take turns.
@@ -106,7 +123,8 @@ fn courses(writes: &BTreeMap<Operation, Vec<Target>>) -> Vec<Course> {
     for crash in crashes.filter(|strike| strike.fault == Fault::Crash) {
         let strike =
             targets.next().cloned().zip(faults.next()).map(|(target, fault)| Strike { target, fault });
-        courses.push(Course { broken_off: Some(crash), operations: vec![(EarlyDeletion, strike)] });
+        let strikes = strike.into_iter().collect();
+        courses.push(Course { broken_off: Some(crash), operations: vec![(EarlyDeletion, strikes)] });
     }
     courses
 }
@@ -121,11 +139,11 @@ struct Ended {
 async fn live(world: &Arc<World>, team: &str, course: Course, measures: &Measures) -> Ended {
     let mut life = Life::begin(world, team, None).await;
     if let Some(strike) = course.broken_off.clone() {
-        life.half(strike).await;
+        life.half(Operation::Creation, strike).await;
     }
     let mut outcomes = Vec::new();
-    for (operation, strike) in course.operations.clone() {
-        let outcome = life.perform(operation, strike, measures).await;
+    for (operation, strikes) in &course.operations {
+        let outcome = life.perform(*operation, strikes, measures).await;
         let stop = outcome.wrong.is_some();
         outcomes.push(outcome);
         if stop {
@@ -144,27 +162,45 @@ fn every_fault_at_every_write_ends_in_the_same_world() {
         tell(&format!("sweep: the management cluster is up after {:.1} s", begin.elapsed().as_secs_f32()));
         let (measures, writes) = measure(&world, "measure").await;
         tell(&format!("sweep: measured after {:.1} s", begin.elapsed().as_secs_f32()));
-        let courses = courses(&writes);
-        let total = courses.len();
-        let (world, measures) = (&world, &measures);
-        let verbose = std::env::var("SWEEP_TELL").is_ok();
-        let ended: Vec<Ended> = iter(courses.into_iter().enumerate())
-            .map(async |(number, course)| {
-                let ended = live(world, &format!("life-{number}"), course, measures).await;
-                if verbose {
-                    let after = begin.elapsed().as_secs_f32();
-                    tell(&format!("life {number} of {total}, {after:.1} s: {:?}", ended.wrong()));
-                }
-                ended
-            })
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
-        report(&ended, &writes);
-        tell(&format!("sweep: {total} lives in {:.1} s", begin.elapsed().as_secs_f32()));
-        let wrong: Vec<String> = ended.iter().flat_map(Ended::wrong).collect();
-        assert!(wrong.is_empty(), "{} findings:\n{}", wrong.len(), wrong.join("\n"));
+        let ended = live_all(&world, "life", courses(&writes), &measures, begin).await;
+        report(&ended, &Operation::ALL, Fault::ALL.len(), &writes);
+        assert_right(&ended);
     });
+}
+
+/// All courses, so many at once as there are tenants' servers.
+async fn live_all(
+    world: &Arc<World>,
+    team: &str,
+    courses: Vec<Course>,
+    measures: &Measures,
+    begin: Instant,
+) -> Vec<Ended> {
+    let total = courses.len();
+    let verbose = std::env::var("SWEEP_TELL").is_ok();
+    let ended: Vec<Ended> = iter(courses.into_iter().enumerate())
+        .map(async |(number, course)| {
+            let ended = live(world, &format!("{team}-{number}"), course, measures).await;
+            if verbose {
+                let after = begin.elapsed().as_secs_f32();
+                tell(&format!("{team} {number} of {total}, {after:.1} s: {:?}", ended.wrong()));
+                for outcome in &ended.outcomes {
+                    let took = outcome.took.as_secs_f32();
+                    tell(&format!("  {} {took:.2} s: {}", outcome.operation, told(&outcome.strikes)));
+                }
+            }
+            ended
+        })
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    tell(&format!("sweep: {team}: {total} in {:.1} s", begin.elapsed().as_secs_f32()));
+    ended
+}
+
+fn assert_right(ended: &[Ended]) {
+    let wrong: Vec<String> = ended.iter().flat_map(Ended::wrong).collect();
+    assert!(wrong.is_empty(), "{} findings:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 #[test]
@@ -176,14 +212,15 @@ fn planted_bugs_are_found() {
         // Applies without preconditions: a former leader's late write replaces the authorities under a running cluster.
         let mut life = Life::begin(&world, "unconditional", Some(Planted::Unconditional)).await;
         let strike = at("apply secrets/authority", Fault::LateWrite);
-        let outcome = life.perform(Operation::Creation, Some(strike), &Measures::new()).await;
-        assert_eq!((outcome.fired, outcome.wrong), (true, None));
+        let outcome = life.perform(Operation::Creation, &[strike], &Measures::new()).await;
+        assert_eq!((outcome.missed.len(), outcome.wrong), (0, None));
         let found = life.judge().await;
         assert!(found.iter().any(|what| what.contains("the authorities were made anew")), "{found:?}");
 
         // No finalizer: the object could go and leave its namespace behind.
         let mut life = Life::begin(&world, "no-finalizer", Some(Planted::NoFinalizer)).await;
-        assert!(life.half(at("apply namespaces/kaas-UID", Fault::Crash)).await);
+        let strike = at("apply namespaces/kaas-UID", Fault::Crash);
+        assert!(life.half(Operation::Creation, strike).await.is_some());
         let found = life.judge().await;
         assert!(found.iter().any(|what| what.contains("finalizer")), "{found:?}");
     });
@@ -196,8 +233,8 @@ fn a_secret_of_somebody_else_is_not_overwritten() {
         let mut life = Life::begin(&world, "taken", None).await;
         let target = Target { what: "apply secrets/blue-kubeconfig of the team".into(), earlier: 0 };
         let strike = Strike { target, fault: Fault::Taken };
-        let outcome = life.perform(Operation::Creation, Some(strike), &Measures::new()).await;
-        assert!(outcome.fired);
+        let outcome = life.perform(Operation::Creation, &[strike], &Measures::new()).await;
+        assert!(outcome.missed.is_empty());
         assert_eq!(outcome.wrong, None);
         let secret = world.record.get(&life.scope().team, "Secret", "blue-kubeconfig").unwrap();
         let entries: Vec<&String> = secret["data"].as_object().unwrap().keys().collect();
@@ -208,8 +245,9 @@ fn a_secret_of_somebody_else_is_not_overwritten() {
     });
 }
 
-fn told(strike: Option<&Strike>) -> String {
-    strike.map_or("undisturbed".to_owned(), ToString::to_string)
+fn told(strikes: &[Strike]) -> String {
+    let told: Vec<String> = strikes.iter().map(ToString::to_string).collect();
+    if told.is_empty() { "undisturbed".to_owned() } else { told.join(" and ") }
 }
 
 impl Ended {
@@ -220,7 +258,7 @@ impl Ended {
             .iter()
             .filter_map(|outcome| {
                 let what = outcome.wrong.as_ref()?;
-                Some(format!("{}: {}: {what}", outcome.operation, told(outcome.strike.as_ref())))
+                Some(format!("{}: {}: {what}", outcome.operation, told(&outcome.strikes)))
             })
             .collect();
         if !self.forbidden.is_empty() {
@@ -228,7 +266,7 @@ impl Ended {
             let rest = self
                 .outcomes
                 .iter()
-                .map(|outcome| format!("{}: {}", outcome.operation, told(outcome.strike.as_ref())));
+                .map(|outcome| format!("{}: {}", outcome.operation, told(&outcome.strikes)));
             let story: Vec<String> = broken_off.chain(rest).collect();
             wrong.push(format!("forbidden in [{}]: {}", story.join("; "), self.forbidden.join("; ")));
         }
@@ -237,30 +275,32 @@ impl Ended {
 }
 
 /// A line for each operation.
-fn report(ended: &[Ended], writes: &BTreeMap<Operation, Vec<Target>>) {
-    for operation in Operation::ALL {
+fn report(
+    ended: &[Ended],
+    operations: &[Operation],
+    faults: usize,
+    writes: &BTreeMap<Operation, Vec<Target>>,
+) {
+    for operation in operations {
         let outcomes = ended.iter().flat_map(|ended| &ended.outcomes);
-        let of: Vec<&Outcome> = outcomes.filter(|outcome| outcome.operation == operation).collect();
-        let struck: Vec<&&Outcome> = of.iter().filter(|outcome| outcome.strike.is_some()).collect();
-        if struck.is_empty() {
+        let of: Vec<&Outcome> = outcomes.filter(|outcome| outcome.operation == *operation).collect();
+        let strikes: usize = of.iter().map(|outcome| outcome.strikes.len()).sum();
+        if strikes == 0 {
             continue;
         }
-        let missed: Vec<String> = struck
-            .iter()
-            .filter(|outcome| !outcome.fired)
-            .filter_map(|outcome| outcome.strike.as_ref().map(ToString::to_string))
-            .collect();
+        let missed: Vec<String> =
+            of.iter().flat_map(|outcome| &outcome.missed).map(ToString::to_string).collect();
         let mean = of.iter().map(|outcome| outcome.took).sum::<Duration>() / u32::try_from(of.len()).unwrap();
         let slowest = of.iter().max_by_key(|outcome| outcome.took);
-        let points = if operation == Operation::EarlyDeletion { Operation::Creation } else { operation };
+        let points = if *operation == Operation::EarlyDeletion { &Operation::Creation } else { operation };
         tell(&format!(
-            "sweep: {operation:<14} k = 1..{}, {} faults, {} runs, mean {:.2} s, longest {:.2} s ({}), not reached: {}",
-            writes[&points].len(),
-            Fault::ALL.len(),
-            struck.len(),
+            "sweep: {operation:<14} k = 1..{}, {faults} faults, {strikes} of them in {} runs, mean {:.2} s, longest {:.2} s \
+             ({}), not reached: {}",
+            writes[points].len(),
+            of.len(),
             mean.as_secs_f32(),
             slowest.map_or(0.0, |outcome| outcome.took.as_secs_f32()),
-            slowest.map_or(String::new(), |outcome| told(outcome.strike.as_ref())),
+            slowest.map_or(String::new(), |outcome| told(&outcome.strikes)),
             if missed.is_empty() { "none".to_owned() } else { missed.join(", ") },
         ));
     }

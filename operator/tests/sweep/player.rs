@@ -22,6 +22,8 @@ pub(crate) struct Player {
     pub(crate) client: Client,
     pub(crate) record: Arc<Record>,
     pub(crate) home: String,
+    /// Where its workers' machines are.
+    pub(crate) machines: String,
     pub(crate) api_server: Behind,
     pub(crate) etcd: Behind,
     /// Address of node ports.
@@ -30,17 +32,26 @@ pub(crate) struct Player {
     pub(crate) network: (u8, u8),
 }
 
-type Live = BTreeMap<Key, Arc<Value>>;
+pub(crate) type Live = BTreeMap<Key, Arc<Value>>;
 
-fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+fn ordinal(name: &str) -> u8 {
+    name.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap()
+}
+
+/// Where a machine would be reached: in a network that is nobody's, as no worker may be on loopback.
+fn machine_address(name: &str) -> Ipv4Addr {
+    Ipv4Addr::new(198, 51, 100, 10 + ordinal(name))
+}
+
+pub(crate) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
     object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn terminating(object: &Value) -> bool {
+pub(crate) fn terminating(object: &Value) -> bool {
     object.pointer("/metadata/deletionTimestamp").is_some()
 }
 
-fn ready(pod: &Value) -> bool {
+pub(crate) fn ready(pod: &Value) -> bool {
     let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
     conditions
         .into_iter()
@@ -48,7 +59,7 @@ fn ready(pod: &Value) -> bool {
         .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
-fn of<'a>(live: &'a Live, kind: &'static str) -> impl Iterator<Item = &'a Arc<Value>> {
+pub(crate) fn of<'a>(live: &'a Live, kind: &'static str) -> impl Iterator<Item = &'a Arc<Value>> {
     live.iter().filter(move |((found, _), _)| *found == kind).map(|(_, object)| object)
 }
 
@@ -64,13 +75,48 @@ impl Player {
         let mut doors = BTreeMap::new();
         let mut seen = 0;
         loop {
-            seen = self.record.changed(&[&self.home], seen).await;
+            seen = self.record.changed(&[&self.home, &self.machines], seen).await;
             self.step(&mut doors).await;
+            self.host().await;
         }
     }
 
-    fn api(&self, kind: &str) -> Api<DynamicObject> {
-        Api::namespaced_with(self.client.clone(), &self.home, &resource(kind))
+    fn api(&self, place: &str, kind: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), place, &resource(kind))
+    }
+
+    /// The machines of workers that are pods.
+    async fn host(&self) {
+        let live = self.record.live(&self.machines);
+        let Some(namespace) = live.get(&("Namespace", self.machines.clone())) else { return };
+        join_all(of(&live, "Pod").filter(|pod| terminating(pod)).map(|pod| self.kill(pod))).await;
+        if terminating(namespace) {
+            self.empty(&self.machines).await;
+            return;
+        }
+        for pod in of(&live, "Pod").filter(|pod| !terminating(pod)) {
+            if text(pod, "/spec/nodeName").is_empty() {
+                self.bind(pod).await;
+            } else if !ready(pod) && mountable(pod, &live) {
+                self.run(pod, machine_address(text(pod, "/metadata/name"))).await;
+            }
+        }
+    }
+
+    /// The scheduler.
+    async fn bind(&self, pod: &Value) {
+        let name = text(pod, "/metadata/name");
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": "played"},
+        });
+        let path = format!("/api/v1/namespaces/{}/pods/{name}/binding", self.machines);
+        let request = http::Request::post(path)
+            .header("content-type", "application/json")
+            .body(serde_json::to_vec(&binding).unwrap())
+            .unwrap();
+        // It may be bound, or gone.
+        let _ = self.client.request::<Value>(request).await;
     }
 
     async fn step(&self, doors: &mut BTreeMap<SocketAddr, Door>) {
@@ -83,7 +129,7 @@ impl Player {
         join_all(going).await;
         if terminating(namespace) {
             doors.clear();
-            self.empty().await;
+            self.empty(&self.home).await;
             return;
         }
         join_all(
@@ -95,7 +141,7 @@ impl Player {
         .await;
         let starting =
             of(&live, "Pod").filter(|pod| !terminating(pod) && !ready(pod) && mountable(pod, &live));
-        join_all(starting.map(|pod| self.run(pod))).await;
+        join_all(starting.map(|pod| self.run(pod, self.pod_address(text(pod, "/metadata/name"))))).await;
         self.open(&live, doors).await;
     }
 
@@ -103,28 +149,30 @@ impl Player {
     async fn kill(&self, pod: &Value) {
         let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
         // It may be gone already.
-        let _ = self.api("Pod").delete(text(pod, "/metadata/name"), &now).await;
+        let _ =
+            self.api(text(pod, "/metadata/namespace"), "Pod").delete(text(pod, "/metadata/name"), &now).await;
     }
 
     /// The namespace controller: pods go in their own time, then everything else, and at last the namespace.
-    async fn empty(&self) {
+    async fn empty(&self, place: &str) {
         let all = ListParams::default();
         let default = DeleteParams::default();
-        let pods =
-            self.api("Pod").delete_collection(&default, &all).await.ok().and_then(|answer| answer.left());
+        let pods = self.api(place, "Pod").delete_collection(&default, &all).await;
+        let pods = pods.ok().and_then(|answer| answer.left());
         if pods.is_none_or(|pods| !pods.items.is_empty()) {
             // Each pod that goes is a change, and leads back here.
             return;
         }
         let kinds = namespaced_kinds().filter(|kind| *kind != "Pod");
-        let removals = kinds.map(async |kind| self.api(kind).delete_collection(&default, &all).await.is_ok());
+        let removals =
+            kinds.map(async |kind| self.api(place, kind).delete_collection(&default, &all).await.is_ok());
         if !join_all(removals).await.into_iter().all(|done| done) {
             return;
         }
         let namespace = json!({
-            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.home}, "spec": {"finalizers": []},
+            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": place}, "spec": {"finalizers": []},
         });
-        let path = format!("/api/v1/namespaces/{}/finalize", self.home);
+        let path = format!("/api/v1/namespaces/{place}/finalize");
         let request = http::Request::put(path)
             .header("content-type", "application/json")
             .body(serde_json::to_vec(&namespace).unwrap())
@@ -172,7 +220,7 @@ impl Player {
             self.start(set, &pod, label, &hash).await;
         }
         for pod in going {
-            let _ = self.api("Pod").delete(&pod, &DeleteParams::default()).await;
+            let _ = self.api(&self.home, "Pod").delete(&pod, &DeleteParams::default()).await;
         }
         let ready = staying.iter().filter(|pod| ready(pod)).count();
         let status = json!({
@@ -192,7 +240,7 @@ impl Player {
             live == value || (live.is_null() && *value == 0)
         };
         if !status.as_object().unwrap().iter().all(|(field, value)| said(field, value)) {
-            self.say(kind, name, &status).await;
+            self.say(&self.home, kind, name, &status).await;
         }
     }
 
@@ -206,19 +254,23 @@ impl Player {
         // A pod on a node goes only when its kubelet says so.
         pod["spec"]["nodeName"] = "played".into();
         let pod = serde_json::from_value(pod).unwrap();
-        match self.api("Pod").create(&PostParams::default(), &pod).await {
+        match self.api(&self.home, "Pod").create(&PostParams::default(), &pod).await {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if [403, 404, 409].contains(&status.code) => {}
             Err(error) => panic!("pod {name}: {error}"),
         }
     }
 
-    /// A kubelet whose containers run and are ready.
-    async fn run(&self, pod: &Value) {
-        let name = text(pod, "/metadata/name");
-        let ordinal = name.rsplit('-').next().and_then(|last| last.parse::<u8>().ok()).unwrap();
+    /// Where a pod of the control plane is reached.
+    fn pod_address(&self, name: &str) -> Ipv4Addr {
         let offset = if name.starts_with(component::ETCD) { 1 } else { 101 };
-        let address = Ipv4Addr::new(127, self.network.0, self.network.1, offset + ordinal).to_string();
+        Ipv4Addr::new(127, self.network.0, self.network.1, offset + ordinal(name))
+    }
+
+    /// A kubelet whose containers run and are ready.
+    async fn run(&self, pod: &Value, address: Ipv4Addr) {
+        let (place, name) = (text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
+        let address = address.to_string();
         let containers: Vec<Value> = pod["spec"]["containers"].as_array().unwrap().iter().map(|container| json!({
             "name": container["name"], "image": container["image"], "imageID": "played", "ready": true, "restartCount": 0,
             "started": true, "state": {"running": {}},
@@ -232,12 +284,12 @@ impl Player {
             "conditions": conditions,
             "containerStatuses": containers,
         });
-        self.say("Pod", name, &status).await;
+        self.say(place, "Pod", name, &status).await;
     }
 
-    async fn say(&self, kind: &str, name: &str, status: &Value) {
+    async fn say(&self, place: &str, kind: &str, name: &str, status: &Value) {
         let patch = Patch::Merge(json!({"status": status}));
-        match self.api(kind).patch_status(name, &PatchParams::default(), &patch).await {
+        match self.api(place, kind).patch_status(name, &PatchParams::default(), &patch).await {
             Ok(_) => {}
             // It is gone.
             Err(kube::Error::Api(status)) if status.code == 404 => {}

@@ -13,8 +13,10 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 /// Kind, group, version and plural of what is recorded.
-const KINDS: [(&str, &str, &str, &str); 12] = [
+const KINDS: [(&str, &str, &str, &str); 14] = [
     ("TenantCluster", "kaas.dev", "v1alpha1", "tenantclusters"),
+    ("WorkerPool", "kaas.dev", "v1alpha1", "workerpools"),
+    ("Worker", "kaas.dev", "v1alpha1", "workers"),
     ("Namespace", "", "v1", "namespaces"),
     ("Secret", "", "v1", "secrets"),
     ("ConfigMap", "", "v1", "configmaps"),
@@ -34,9 +36,10 @@ pub(crate) fn resource(kind: &str) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
 }
 
-/// Kinds that live in namespaces, the TenantCluster left out.
+/// Kinds that live in namespaces, those of the team left out.
 pub(crate) fn namespaced_kinds() -> impl Iterator<Item = &'static str> {
-    KINDS.iter().map(|(kind, ..)| *kind).filter(|kind| !["TenantCluster", "Namespace"].contains(kind))
+    let kinds = KINDS.iter().filter(|(kind, group, ..)| *group != "kaas.dev" && *kind != "Namespace");
+    kinds.map(|(kind, ..)| *kind)
 }
 
 /// Kind and name; the place (its namespace, or the namespace itself) is known where it is used.

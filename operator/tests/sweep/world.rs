@@ -1,6 +1,6 @@
 //! The management cluster that all runs share, and the tenants' servers that one run at a time has to itself.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -8,9 +8,10 @@ use futures::future::try_join_all;
 use jiff::SignedDuration;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kaas_crds::{KubernetesRelease, KubernetesReleaseSpec, name};
+use kaas_crds::{InstanceType, KubernetesRelease, KubernetesReleaseSpec, name};
 use kaas_e2e::apiserver::Apiserver;
 use kaas_lifecycle::tenant::Platform;
+use kaas_lifecycle::workers::observed::Offer;
 use kaas_operator::args::Settings;
 use kaas_operator::client::bounded;
 use kaas_operator::leader::Gate;
@@ -25,10 +26,10 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
-use crate::door::Behind;
 use crate::etcd::Etcd;
-use crate::fault::Wire;
+use crate::kubelets;
 use crate::record::Record;
+use crate::wire::Wire;
 
 const CRDS: [&str; 5] = [
     include_str!("../../../charts/kaas-crds/templates/tenantclusters.yaml"),
@@ -37,13 +38,15 @@ const CRDS: [&str; 5] = [
     include_str!("../../../charts/kaas-crds/templates/workerpools.yaml"),
     include_str!("../../../charts/kaas-crds/templates/workers.yaml"),
 ];
+/// What every pool here asks for.
+pub(crate) const INSTANCE_TYPE: &str = "small";
 /// What the chart lets the operator do: the sweep's operators may do no more.
 const PERMISSIONS: &str = include_str!("../../../charts/kaas/templates/generated/operator.yaml");
 const RELEASE: &str = include_str!("../../../charts/kaas/catalogue/v1.37.1.yaml");
 const OPERATOR: &str = "system:serviceaccount:kaas-system:kaas-operator";
 
 /// So many tenants' servers run side by side. Each costs 3 s of a core and 350 MiB.
-const SLOTS: u8 = 4;
+const SLOTS: u8 = 6;
 
 /// One tenant's real API server and etcd, used by one run after the other.
 pub(crate) struct Slot {
@@ -51,7 +54,6 @@ pub(crate) struct Slot {
     /// Runs so far.
     pub(crate) runs: u8,
     pub(crate) client: Client,
-    pub(crate) api: Behind,
     // Ends with the slot.
     _server: Apiserver,
 }
@@ -86,18 +88,12 @@ fn node_address() -> IpAddr {
     address
 }
 
-fn address(url: &str) -> SocketAddr {
-    url.strip_prefix("https://").unwrap().parse().unwrap()
-}
-
 impl Slot {
     async fn start(number: u8) -> Self {
         let server = spawn_blocking(Apiserver::start).await.unwrap().unwrap();
-        let file = |name: &str| server.credential(name).unwrap();
-        let (authority, certificate, key) = (file("ca.crt"), file("admin.crt"), file("admin.key"));
-        let api = Behind::tls(address(server.url()), "http/1.1", &authority, &certificate, &key);
         let client = connect(&server.kubeconfig().unwrap()).await;
-        Slot { number, runs: 0, client, api, _server: server }
+        kubelets::allow(&client).await;
+        Slot { number, runs: 0, client, _server: server }
     }
 }
 
@@ -146,13 +142,28 @@ impl World {
         .unwrap();
         let role = serde_yaml::from_str(PERMISSIONS.split("\n---").next().unwrap()).unwrap();
         Api::<ClusterRole>::all(admin.clone()).create(&create, &role).await.unwrap();
-        let binding = serde_json::from_value(json!({
-            "metadata": {"name": "kaas-operator"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "kaas-operator"},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": OPERATOR}],
+        // What the chart adds where pods may be workers.
+        let role = serde_json::from_value(json!({
+            "metadata": {"name": "kaas-pod-workers"},
+            "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["create"]}],
         }))
         .unwrap();
-        Api::<ClusterRoleBinding>::all(admin.clone()).create(&create, &binding).await.unwrap();
+        Api::<ClusterRole>::all(admin.clone()).create(&create, &role).await.unwrap();
+        for role in ["kaas-operator", "kaas-pod-workers"] {
+            let binding = serde_json::from_value(json!({
+                "metadata": {"name": role},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": OPERATOR}],
+            }))
+            .unwrap();
+            Api::<ClusterRoleBinding>::all(admin.clone()).create(&create, &binding).await.unwrap();
+        }
+        let instance_type: InstanceType = serde_json::from_value(json!({
+            "apiVersion": "kaas.dev/v1alpha1", "kind": "InstanceType", "metadata": {"name": INSTANCE_TYPE},
+            "spec": {"capacity": {"cpu": "1", "memory": "2Gi"}},
+        }))
+        .unwrap();
+        Api::all(admin.clone()).create(&create, &instance_type).await.unwrap();
         let spec: KubernetesReleaseSpec = serde_yaml::from_str(RELEASE).unwrap();
         let release = KubernetesRelease::new(&spec.version.clone(), spec);
         Api::all(admin.clone()).create(&create, &release).await.unwrap();
@@ -171,7 +182,7 @@ impl World {
             concurrency: 4,
             leaf_lifetime: SignedDuration::from_hours(8760),
             authority_lifetime: SignedDuration::from_hours(87600),
-            offer: kaas_lifecycle::workers::observed::Offer::default(),
+            offer: Offer { pods: true, networks: Vec::new() },
             mirror: String::new(),
         };
         World {
@@ -197,16 +208,20 @@ impl World {
 
     /// A fresh operator on this wire; it ends when it dies or is dropped.
     pub(crate) fn operate(&self, wire: &Arc<Wire>) -> Operator {
+        let stop = CancellationToken::new();
         let context = run::Context {
             client: wire.client(),
             settings: self.settings.clone(),
             metrics: Arc::new(Metrics::new()),
             gate: Gate::unguarded(),
-            stop: CancellationToken::new(),
+            stop: stop.clone(),
         };
         let dead = wire.dead.clone();
         Operator(tokio::spawn(async move {
+            // Cut off, not stopped; but whom it left to himself must end too.
+            let _stop = stop.drop_guard();
             tokio::select! {
+                biased;
                 () = dead.cancelled() => {}
                 () = controllers::run(context) => panic!("the controllers ended by themselves"),
             }

@@ -1,11 +1,8 @@
-//! The wire between one operator and the management API: it counts what is written, and once it goes wrong.
-//!
-//! A write is known by what it does ("apply secrets/etcd") and how often that was done before, not by a bare number:
-//! writes of one wave run at once, and a number alone would hit another one of them in each run.
+//! The wire between one operator and both its APIs, the management cluster's and its tenant's: it counts what is
+//! written, and at chosen writes it goes wrong.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use http::{Method, Request, Response};
 use kaas_crds::name;
@@ -13,85 +10,24 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::equal::without_hashes;
+use crate::lag::Lagging;
+use crate::plot::{Fault, Planted, Plot, Target};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What goes wrong at one write.
+/// How long watches and the infrastructure are behind: longer than what follows a write takes.
+const LAG: Duration = Duration::from_millis(700);
+
+/// Which of both APIs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Fault {
-    /// The write is done; the operator dies before it hears so.
-    Crash,
-    /// The write is done and answered; the operator dies before its next request.
-    CrashAnswered,
-    /// The write is done; the connection breaks instead of an answer.
-    ReplyLost,
-    /// 409 instead of the write.
-    Conflict,
-    /// 429 instead of the write.
-    TooManyRequests,
-    /// 500 instead of the write.
-    InternalError,
-    /// The write is done; the next read that covers it answers from before it.
-    StaleRead,
-    /// The operator freezes before the write and another one takes over; when all is done the write arrives.
-    LateWrite,
-    /// Somebody else is faster: a Secret of that name is there when the write arrives.
-    Taken,
-}
-
-impl Fault {
-    pub(crate) const ALL: [Fault; 8] = [
-        Fault::Crash,
-        Fault::CrashAnswered,
-        Fault::ReplyLost,
-        Fault::Conflict,
-        Fault::TooManyRequests,
-        Fault::InternalError,
-        Fault::StaleRead,
-        Fault::LateWrite,
-    ];
-}
-
-/// Defects for the test of the test: what an operator would do that has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Planted {
-    /// Applies carry no preconditions.
-    Unconditional,
-    /// The finalizer is never set.
-    NoFinalizer,
-}
-
-/// One write of an operation.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Target {
-    pub(crate) what: String,
-    /// How many of the same were before it.
-    pub(crate) earlier: usize,
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.earlier {
-            0 => write!(f, "{}", self.what),
-            earlier => write!(f, "{} ({})", self.what, earlier + 1),
-        }
-    }
-}
-
-/// What goes wrong where.
-#[derive(Clone, Debug)]
-pub(crate) struct Strike {
-    pub(crate) target: Target,
-    pub(crate) fault: Fault,
-}
-
-impl fmt::Display for Strike {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} at {}", self.fault, self.target)
-    }
+pub(crate) enum Side {
+    Management,
+    /// The tenant's own.
+    Inside,
 }
 
 /// The one TenantCluster that the operator on this wire sees.
@@ -107,9 +43,14 @@ impl Scope {
         name::control_plane_namespace(&self.uid)
     }
 
+    /// Where its machines are.
+    pub(crate) fn machines(&self) -> String {
+        name::workers_namespace(&self.uid)
+    }
+
     /// Whether an operator that works for this tenant may write there.
     fn owns(&self, path: &str) -> bool {
-        let (team, cluster, home) = (&self.team, &self.cluster, self.home());
+        let (team, cluster, home, machines) = (&self.team, &self.cluster, self.home(), self.machines());
         let kubeconfig = name::kubeconfig_secret(cluster);
         let object = format!("/apis/kaas.dev/v1alpha1/namespaces/{team}/tenantclusters/{cluster}");
         path == object
@@ -118,14 +59,19 @@ impl Scope {
             || path.starts_with(&format!("/apis/events.k8s.io/v1/namespaces/{team}/events"))
             || path == format!("/api/v1/namespaces/{home}")
             || path.contains(&format!("/namespaces/{home}/"))
+            || path == format!("/api/v1/namespaces/{machines}")
+            || path.contains(&format!("/namespaces/{machines}/"))
+            || path.starts_with(&format!("/apis/kaas.dev/v1alpha1/namespaces/{team}/worker"))
             || path.starts_with("/apis/kaas.dev/v1alpha1/kubernetesreleases/")
     }
 }
 
 pub(crate) struct Wire {
     base: Client,
+    /// The tenant's API, as whoever may do everything there.
+    inside: Client,
     scope: Scope,
-    strike: Option<Strike>,
+    plot: Arc<Plot>,
     planted: Option<Planted>,
     state: Mutex<State>,
     /// Cancelled when the operator has to die.
@@ -136,19 +82,29 @@ pub(crate) struct Wire {
 #[derive(Default)]
 struct State {
     writes: Vec<Target>,
-    counts: BTreeMap<String, usize>,
-    fired: bool,
     dying: bool,
     stale: Option<Stale>,
-    held: Option<(http::request::Parts, Vec<u8>)>,
+    lag: Option<Lag>,
+    held: Option<(Side, http::request::Parts, Vec<u8>)>,
     strayed: Vec<String>,
     in_flight: usize,
+    drawn: usize,
+}
+
+/// What is not told yet.
+struct Lag {
+    collection: String,
+    until: Instant,
 }
 
 /// An object as it was before the last write.
+#[derive(Clone)]
 struct Stale {
+    side: Side,
     path: String,
     before: Option<Value>,
+    /// How long it answers so; otherwise once.
+    until: Option<Instant>,
 }
 
 /// Counts a request as under way until it is answered or dropped.
@@ -171,15 +127,16 @@ impl Drop for Flight<'_> {
 
 impl Wire {
     pub(crate) fn new(
-        base: Client,
+        (base, inside): (Client, Client),
         scope: Scope,
-        strike: Option<Strike>,
+        plot: Arc<Plot>,
         planted: Option<Planted>,
     ) -> Arc<Self> {
         Arc::new(Wire {
             base,
+            inside,
             scope,
-            strike,
+            plot,
             planted,
             state: Mutex::default(),
             dead: CancellationToken::new(),
@@ -190,16 +147,28 @@ impl Wire {
     /// A client whose requests go through this wire.
     pub(crate) fn client(self: &Arc<Self>) -> Client {
         let wire = self.clone();
-        Client::new(tower::service_fn(move |request| wire.clone().call(request)), "default")
+        let call = move |request| {
+            let wire = wire.clone();
+            async move {
+                let answer = wire.clone().call(Side::Management, request).await?;
+                let collection = answer.extensions().get::<Watched>().map(|watched| watched.0.clone());
+                Ok::<_, BoxError>(answer.map(|body| Lagging::new(body, collection.map(|path| (wire, path)))))
+            }
+        };
+        Client::new(tower::service_fn(call), "default")
+    }
+
+    /// When watches of this collection may go on.
+    pub(crate) fn lags(&self, collection: &str) -> Option<Instant> {
+        let state = self.state.lock().unwrap();
+        let lag = state.lag.as_ref().filter(|lag| Instant::now() < lag.until)?;
+        let plural = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+        (plural(&lag.collection) == plural(collection)).then_some(lag.until)
     }
 
     /// All writes so far, those included that a fault replaced.
     pub(crate) fn writes(&self) -> Vec<Target> {
         self.state.lock().unwrap().writes.clone()
-    }
-
-    pub(crate) fn fired(&self) -> bool {
-        self.state.lock().unwrap().fired
     }
 
     /// Writes to objects of somebody else.
@@ -224,14 +193,20 @@ impl Wire {
         async move { drop(activity.changed().await) }
     }
 
-    /// Lets the write arrive that was held back. Gives the answer's code, or `None` if none was held.
-    pub(crate) async fn deliver(&self) -> Option<u16> {
-        let (parts, body) = self.state.lock().unwrap().held.take()?;
-        let answer = self.base.send(Request::from_parts(parts, Body::from(body))).await.unwrap();
-        Some(answer.status().as_u16())
+    /// Lets the write arrive that was held back. Gives the answer's code and whether it was a token's, or `None` if none
+    /// was held.
+    pub(crate) async fn deliver(&self) -> Option<(u16, bool)> {
+        let (side, parts, body) = self.state.lock().unwrap().held.take()?;
+        let of_token = side == Side::Inside && parts.uri.path().contains("/secrets/bootstrap-token-");
+        let answer = self.send(side, Request::from_parts(parts, Body::from(body))).await.unwrap();
+        Some((answer.status().as_u16(), of_token))
     }
 
-    async fn call(self: Arc<Self>, request: Request<Body>) -> Result<Response<Body>, BoxError> {
+    pub(crate) async fn call(
+        self: Arc<Self>,
+        side: Side,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, BoxError> {
         let ending = {
             let state = self.state.lock().unwrap();
             state.dying
@@ -242,33 +217,46 @@ impl Wire {
         if self.dead.is_cancelled() {
             return std::future::pending().await;
         }
-        let request = self.scoped(request);
+        let request = if side == Side::Management { self.scoped(request) } else { request };
         let query = request.uri().query().unwrap_or_default();
         if query.contains("watch=true") || query.contains("watch=1") {
-            return self.send(request).await;
+            let collection = request.uri().path().to_owned();
+            let mut answer = self.send(side, request).await?;
+            answer.extensions_mut().insert(Watched(collection));
+            return Ok(answer);
+        }
+        if side == Side::Inside && *request.method() == Method::GET {
+            // Probes never end: they are no sign of work.
+            return self.read(side, request).await;
         }
         let flight = Flight::begin(&self);
         let result = match *request.method() {
-            Method::GET => self.read(request).await,
-            _ if request.uri().path().contains("/kubernetesreleases/") => self.send(request).await,
-            _ => self.write(request).await,
+            Method::GET => self.read(side, request).await,
+            _ if request.uri().path().contains("/kubernetesreleases/") => self.send(side, request).await,
+            _ => self.write(side, request).await,
         };
         drop(flight);
         result
     }
 
-    async fn send(&self, request: Request<Body>) -> Result<Response<Body>, BoxError> {
-        self.base.send(request).await.map_err(BoxError::from)
+    async fn send(&self, side: Side, request: Request<Body>) -> Result<Response<Body>, BoxError> {
+        let base = if side == Side::Management { &self.base } else { &self.inside };
+        base.send(request).await.map_err(BoxError::from)
     }
 
     /// Narrows what would be asked of the whole cluster to the one tenant: many operators run side by side here.
     fn scoped(&self, request: Request<Body>) -> Request<Body> {
         let (mut parts, body) = request.into_parts();
         let uri = parts.uri.to_string();
-        let clusters = "/apis/kaas.dev/v1alpha1/tenantclusters";
-        let narrowed = if let Some(rest) = uri.strip_prefix(clusters) {
-            format!("/apis/kaas.dev/v1alpha1/namespaces/{}/tenantclusters{rest}", self.scope.team)
-        } else if uri.contains("tenant-uid") && !uri.contains("tenant-namespace") {
+        let group = "/apis/kaas.dev/v1alpha1";
+        let plural = ["tenantclusters", "workerpools", "workers"]
+            .into_iter()
+            .find_map(|plural| Some((plural, uri.strip_prefix(&format!("{group}/{plural}"))?)));
+        let machines = format!("%3D{}", name::component::WORKER);
+        let narrowed = if let Some((plural, rest)) = plural {
+            format!("{group}/namespaces/{}/{plural}{rest}", self.scope.team)
+        } else if (uri.contains("tenant-uid") || uri.contains(&machines)) && !uri.contains("tenant-namespace")
+        {
             let label = format!("%2Ckaas.dev%2Ftenant-namespace%3D{}", self.scope.team);
             let start = uri.find("labelSelector=").unwrap();
             let end = uri[start..].find('&').map_or(uri.len(), |at| start + at);
@@ -280,7 +268,7 @@ impl Wire {
         Request::from_parts(parts, body)
     }
 
-    async fn read(&self, request: Request<Body>) -> Result<Response<Body>, BoxError> {
+    async fn read(&self, side: Side, request: Request<Body>) -> Result<Response<Body>, BoxError> {
         let path = request.uri().path().to_owned();
         let metadata_only = request
             .headers()
@@ -288,13 +276,18 @@ impl Wire {
             .any(|value| value.to_str().is_ok_and(|value| value.contains("PartialObjectMetadata")));
         let stale = {
             let mut state = self.state.lock().unwrap();
-            let covers = |stale: &mut Stale| {
+            state.stale.take_if(|stale| stale.until.is_some_and(|until| Instant::now() >= until));
+            let covers = |stale: &Stale| {
                 let (collection, _) = stale.path.rsplit_once('/').unwrap();
-                !metadata_only && (path == stale.path || path == collection)
+                side == stale.side && !metadata_only && (path == stale.path || path == collection)
             };
-            state.stale.take_if(covers)
+            match &state.stale {
+                Some(stale) if covers(stale) && stale.until.is_some() => state.stale.clone(),
+                Some(stale) if covers(stale) => state.stale.take(),
+                _ => None,
+            }
         };
-        let answer = self.send(request).await?;
+        let answer = self.send(side, request).await?;
         let Some(stale) = stale else { return Ok(answer) };
         if path == stale.path {
             return Ok(match stale.before {
@@ -311,20 +304,23 @@ impl Wire {
         Ok(reply(200, &list))
     }
 
-    async fn write(&self, request: Request<Body>) -> Result<Response<Body>, BoxError> {
+    async fn write(&self, side: Side, request: Request<Body>) -> Result<Response<Body>, BoxError> {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path().to_owned();
         let mut body = body.collect_bytes().await.map_err(BoxError::from)?.to_vec();
-        let fault = self.note(&parts.method, &path);
+        let fault = self.note(side, &parts.method, &path);
         match self.planted {
+            Some(Planted::DrawnNames) if parts.method == Method::POST && path.ends_with("/pods") => {
+                body = self.draw_name(&body);
+            }
             Some(Planted::Unconditional) if parts.method == Method::PATCH => body = unconditional(&body),
             Some(Planted::NoFinalizer) if sets_finalizer(&body) => {
-                return self.send(Request::get(&path).body(Body::empty())?).await;
+                return self.send(side, Request::get(&path).body(Body::empty())?).await;
             }
             _ => {}
         }
         let forward = |parts: http::request::Parts, body: Vec<u8>| {
-            self.send(Request::from_parts(parts, Body::from(body)))
+            self.send(side, Request::from_parts(parts, Body::from(body)))
         };
         match fault {
             None => forward(parts, body).await,
@@ -344,79 +340,121 @@ impl Wire {
             Some(Fault::Conflict) => Ok(reply(409, &status(409, "Conflict"))),
             Some(Fault::TooManyRequests) => Ok(reply(429, &status(429, "TooManyRequests"))),
             Some(Fault::InternalError) => Ok(reply(500, &status(500, "InternalError"))),
-            Some(Fault::StaleRead) => {
-                let path = path.strip_suffix("/status").unwrap_or(&path).to_owned();
-                let found = self.send(Request::get(&path).body(Body::empty())?).await?;
+            Some(fault @ (Fault::StaleRead | Fault::Lag)) => {
+                let path = ["/status", "/approval", "/eviction"]
+                    .into_iter()
+                    .fold(path.as_str(), |path, subresource| path.strip_suffix(subresource).unwrap_or(path));
+                let path = object_of(path, &parts.method, &body);
+                let found = self.send(side, Request::get(&path).body(Body::empty())?).await?;
                 let before = match found.status().as_u16() {
                     200 => Some(serde_json::from_slice(&found.into_body().collect_bytes().await?)?),
                     _ => None,
                 };
+                let until = (fault == Fault::Lag).then(|| Instant::now() + LAG);
+                let machine = path.contains(&format!("/namespaces/{}/pods", self.scope.machines()));
+                if let Some(until) = until {
+                    let collection = path.rsplit_once('/').unwrap().0.to_owned();
+                    self.state.lock().unwrap().lag = Some(Lag { collection, until });
+                }
                 let answer = forward(parts, body).await?;
-                self.state.lock().unwrap().stale = Some(Stale { path, before });
+                if until.is_none() || machine {
+                    self.state.lock().unwrap().stale = Some(Stale { side, path, before, until });
+                }
                 Ok(answer)
             }
             Some(Fault::Taken) => {
                 let (collection, name) = path.rsplit_once('/').unwrap();
                 let theirs = json!({"metadata": {"name": name}, "stringData": {"whose": "theirs"}});
                 let post = Request::post(collection).header("content-type", "application/json");
-                let made = self.send(post.body(Body::from(serde_json::to_vec(&theirs)?))?).await?;
+                let made = self.send(side, post.body(Body::from(serde_json::to_vec(&theirs)?))?).await?;
                 assert_eq!(made.status().as_u16(), 201, "{path}");
                 forward(parts, body).await
             }
             Some(Fault::LateWrite) => {
-                self.state.lock().unwrap().held = Some((parts, body));
+                self.state.lock().unwrap().held = Some((side, parts, body));
                 self.die().await
             }
         }
     }
 
     /// Counts a write, and tells what goes wrong with it.
-    fn note(&self, method: &Method, path: &str) -> Option<Fault> {
-        let what = self.told(method, path);
+    fn note(&self, side: Side, method: &Method, path: &str) -> Option<Fault> {
+        let (target, fault) = self.plot.note(self.told(side, method, path));
         let mut state = self.state.lock().unwrap();
-        if !self.scope.owns(path) {
+        if side == Side::Management && !self.scope.owns(path) {
             state.strayed.push(format!("{method} {path}"));
         }
-        let count = state.counts.entry(what.clone()).or_default();
-        let target = Target { what, earlier: *count };
-        *count += 1;
-        state.writes.push(target.clone());
-        let strike = self.strike.as_ref().filter(|strike| !state.fired && strike.target == target)?;
-        state.fired = true;
-        Some(strike.fault)
+        state.writes.push(target);
+        fault
     }
 
     /// A write in a few words that are the same for every tenant.
-    fn told(&self, method: &Method, path: &str) -> String {
-        let verb = match *method {
-            Method::DELETE => "delete",
-            Method::POST => "create",
-            Method::PUT => "replace",
-            _ if path.ends_with("/status") => "status",
+    fn told(&self, side: Side, method: &Method, path: &str) -> String {
+        let (path, subresource) = ["status", "approval", "eviction"]
+            .into_iter()
+            .find_map(|word| Some((path.strip_suffix(word)?.strip_suffix('/')?, word)))
+            .unwrap_or((path, ""));
+        let verb = match (method, subresource) {
+            (_, "approval") => "approve",
+            (_, "eviction") => "evict",
+            (&Method::DELETE, _) => "delete",
+            (&Method::POST, _) => "create",
+            (_, "status") if *method != Method::PUT || side == Side::Management => "status",
+            (&Method::PUT, _) => "replace",
             _ => "apply",
         };
-        let path = path.strip_suffix("/status").unwrap_or(path);
         let mut parts = path.rsplit('/');
         let (last, before) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        let text = match (*method == Method::POST, before) {
+        let text = match (verb == "create", before) {
             (true, _) => last.to_owned(),
             // The last part is a hash over what names the tenant.
             (_, "controllerrevisions") => {
                 format!("{before}/{}", last.rsplit_once('-').map_or(last, |(kept, _)| kept))
             }
+            // The last part is made from the worker's UID.
+            (_, "secrets") if last.starts_with("bootstrap-token-") => format!("{before}/bootstrap-token"),
             // A recurring event.
             (_, "events") => before.to_owned(),
             _ => format!("{before}/{last}"),
         };
-        let place =
-            if path.contains(&format!("/namespaces/{}/", self.scope.team)) { " of the team" } else { "" };
+        let place = match side {
+            Side::Inside => " inside",
+            Side::Management if path.contains(&format!("/namespaces/{}/", self.scope.team)) => " of the team",
+            Side::Management if path.contains(&format!("/namespaces/{}/", self.scope.machines())) => {
+                " of machines"
+            }
+            Side::Management => "",
+        };
         format!("{verb} {}{place}", without_hashes(&text.replace(&self.scope.uid, "UID")))
+    }
+
+    /// The same object with a name that nobody had before.
+    fn draw_name(&self, body: &[u8]) -> Vec<u8> {
+        let mut object: Value = serde_json::from_slice(body).unwrap();
+        let mut state = self.state.lock().unwrap();
+        state.drawn += 1;
+        let known = object["metadata"]["name"].as_str().unwrap_or_default();
+        object["metadata"]["name"] = format!("{known}-{}", state.drawn).into();
+        serde_json::to_vec(&object).unwrap()
     }
 
     async fn die<T>(&self) -> T {
         self.dead.cancel();
         std::future::pending().await
     }
+}
+
+/// The collection that a watch is of.
+#[derive(Clone)]
+struct Watched(String);
+
+/// The object that a write is about.
+fn object_of(path: &str, method: &Method, body: &[u8]) -> String {
+    let named = || {
+        let object: Value = serde_json::from_slice(body).ok()?;
+        Some(format!("{path}/{}", object["metadata"]["name"].as_str()?))
+    };
+    if *method == Method::POST { named() } else { None }.unwrap_or_else(|| path.to_owned())
 }
 
 fn status(code: u16, reason: &str) -> Value {
