@@ -110,7 +110,7 @@ impl Apiserver {
             directory,
         };
         let etcd_log = server.log("etcd");
-        let etcd = keep(control_plane.etcd()?, etcd_log.clone())?;
+        let etcd = keep(roomy(control_plane.etcd()?), etcd_log.clone())?;
         server.processes.push(etcd.clone());
         control_plane.await_etcd(&etcd, &etcd_log)?;
         let mut daemon = control_plane.api_server()?;
@@ -121,7 +121,7 @@ impl Apiserver {
         ]);
         daemon.args.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let log = server.log("kube-apiserver");
-        let api_server = keep(daemon, log.clone())?;
+        let api_server = keep(roomy(daemon), log.clone())?;
         // In front of etcd: it ends first.
         server.processes.insert(0, api_server.clone());
         control_plane.await_api_server(&api_server, &log)?;
@@ -205,6 +205,13 @@ impl Drop for Apiserver {
             let _ = process.stop(GRACE);
         }
     }
+}
+
+/// With room for garbage: collecting it is a good part of what these servers do in the short time that they live.
+fn roomy(daemon: Daemon) -> Daemon {
+    let program = daemon.program.display().to_string();
+    let args = ["GOGC=400".to_owned(), program].into_iter().chain(daemon.args).collect();
+    Daemon { program: "/usr/bin/env".into(), args, ..daemon }
 }
 
 fn log_in(directory: &Path, name: &str) -> PathBuf {

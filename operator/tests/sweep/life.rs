@@ -32,7 +32,7 @@ mod pools;
 
 /// An operation must be done after this, whatever went wrong: the longest pause of the operator that it can need is
 /// 5 s, and the machine may be busy.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 /// Nothing asked for so long is rest: longer than an operator bundles wakes (50 ms) and follows a probe (100 ms).
 const REST: Duration = Duration::from_millis(160);
 /// The same where nothing goes wrong and what is seen becomes the measure.
