@@ -332,7 +332,10 @@ fn drained(observed: &WorkerObserved) -> bool {
         _ if observed.forsaken() || over => true,
         Match::Own(node) => {
             node.unschedulable
-                && observed.pods.as_ref().is_some_and(|pods| drain::left(pods, observed.now).next().is_none())
+                && observed
+                    .pods
+                    .as_ref()
+                    .is_some_and(|pods| drain::left(pods, observed.last, observed.now).next().is_none())
         }
         Match::Absent | Match::Foreign(_) => true,
         Match::Unread => !joined,

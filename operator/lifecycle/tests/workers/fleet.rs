@@ -202,6 +202,9 @@ impl Fleet {
             },
             node: if there { node } else { Fact::Unread },
             pods: there.then(|| self.pods.get(name).cloned().unwrap_or_default()),
+            last: !self.workers.values().any(|other| {
+                other.metadata.deletion_timestamp.is_none() && other.metadata.name.as_deref() != Some(name)
+            }),
             answers: BTreeMap::new(),
         }
     }
