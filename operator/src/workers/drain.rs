@@ -1,4 +1,4 @@
-//! Pods on a node that goes: what they are to a drain, and their eviction.
+//! Pods on a node that goes: what they are to a drain, their eviction, and their end where the machine is gone.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1 as core;
@@ -85,6 +85,23 @@ pub(super) async fn evict(
                 .map(SignedDuration::from_secs);
             Ok(drain::answer(Timestamp::now(), status.code, &causes, &status.message, pause))
         }
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes exactly this pod at once: there is no kubelet any more that would end it.
+pub(super) async fn delete(
+    client: &kube::Client,
+    namespace: &str,
+    name: &str,
+    uid: &str,
+) -> Result<(), kube::Error> {
+    let api: Api<core::Pod> = Api::namespaced(client.clone(), namespace);
+    let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+    let params = DeleteParams { preconditions, ..DeleteParams::default() }.grace_period(0);
+    match within(DEADLINE, api.delete(name, &params)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
         Err(error) => Err(error),
     }
 }

@@ -397,10 +397,11 @@ fn machine_away(
     }
 }
 
-/// The node object goes; the finalizer waits until it is gone.
+/// The node object goes, after the pods that went down with its machine; the finalizer waits until it is gone.
 fn node_away(observed: &WorkerObserved, mut waves: Vec<Vec<Action>>) -> (Step, Vec<Vec<Action>>) {
     match node::matched(observed) {
         Match::Own(node) => {
+            waves.push(lost(observed));
             waves.push(vec![Action::DeleteNode { uid: node.uid.clone() }]);
             (Step::DeletingNode, waves)
         }
@@ -409,6 +410,21 @@ fn node_away(observed: &WorkerObserved, mut waves: Vec<Vec<Action>>) -> (Step, V
             (Step::Stuck("the API of its cluster does not answer, and its Node cannot be deleted"), waves)
         }
     }
+}
+
+/// Pods that somebody makes again, or waits for the end of, and of which nothing runs any more. Of a user's machine nobody
+/// knows that.
+fn lost(observed: &WorkerObserved) -> Vec<Action> {
+    if external(observed) || !observed.machine.is_absent() {
+        return Vec::new();
+    }
+    let pods = observed.pods.as_deref().unwrap_or_default();
+    let gone = drain::left(pods, false, observed.now).map(|pod| Action::DeletePod {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+    });
+    gone.collect()
 }
 
 fn finish(observed: &WorkerObserved, mut waves: Vec<Vec<Action>>) -> (Step, Vec<Vec<Action>>) {

@@ -321,6 +321,9 @@ impl Fleet {
                 let Some(pod) = pods.find(|pod| pod.uid == *uid) else { return Ok(()) };
                 pod.gone_by.get_or_insert(gone_by);
             }
+            Action::DeletePod { uid, .. } => {
+                self.pods.values_mut().for_each(|pods| pods.retain(|pod| pod.uid != *uid));
+            }
             Action::DeleteNode { uid } => {
                 self.node_at(subject, uid, None)?;
                 self.nodes.remove(subject);
