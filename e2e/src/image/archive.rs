@@ -279,6 +279,8 @@ mod tests {
             names.push(entry.unwrap().path().unwrap().display().to_string());
         }
         assert_eq!(names.len(), 5, "{names:?}");
+        let below = content.below("images/1").all_directories();
+        assert_eq!((below["images/1/tmp"], below["images/1/usr"], below["images"]), (0o1777, 0o755, 0o755));
         let all = content.all_directories();
         assert_eq!(
             all.keys().collect::<Vec<_>>(),

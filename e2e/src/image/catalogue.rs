@@ -239,6 +239,28 @@ mod tests {
     }
 
     #[test]
+    fn pods_are_held_back_until_the_network_is_there() {
+        let told = |command: &str, file: &str| {
+            let network = serde_json::json!({"type": "await", "name": "a", "file": file}).to_string();
+            let plugin = Invocation::new("sh").args(["-c", WORKER_AWAIT]).env("CNI_COMMAND", command);
+            plugin.input(network).run().unwrap()
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("network");
+        let begun = std::time::Instant::now();
+        let later = file.clone();
+        let writer = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            std::fs::write(later, "x").unwrap();
+        });
+        assert_eq!(told("ADD", &file.display().to_string()), "{\"cniVersion\":\"1.0.0\"}\n");
+        assert!(begun.elapsed().as_millis() >= 300);
+        writer.join().unwrap();
+        assert_eq!(told("DEL", "/none"), "");
+        assert!(told("VERSION", "/none").contains("supportedVersions"));
+    }
+
+    #[test]
     fn only_the_host_part_is_replaced() {
         assert_eq!(local("registry.k8s.io/coredns/coredns:v1"), "kaas.local/coredns/coredns:v1");
         assert_eq!(local("docker.io/library/busybox:1"), "kaas.local/library/busybox:1");
