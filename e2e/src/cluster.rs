@@ -152,7 +152,7 @@ impl Cluster {
         let on_node = Place { mount: Some(namespaces.mount()), ..in_network.clone() };
 
         self.ensure(&node.containerd()?, &on_node)?;
-        let images = catalogue::management(&toolbox, operator.zip(self.operator_tag.as_deref()))?;
+        let images = catalogue::management(&toolbox, cache, operator.zip(self.operator_tag.as_deref()))?;
         let runtime = Runtime { toolbox: &toolbox, mount: namespaces.mount() };
         let mut started = Timestamp::MIN;
         std::thread::scope(|scope| {
@@ -207,7 +207,7 @@ impl Cluster {
     /// Imports another build of the operator; the next install takes it. Returns the one before, for the way back.
     pub(crate) fn import_operator(&mut self, program: &Path, cache: &Cache) -> Result<Option<String>, Error> {
         let tag = crate::digest::short(&crate::digest::of_file(program)?, 12);
-        let images = catalogue::management(&self.toolbox, Some((program, &tag)))?;
+        let images = catalogue::management(&self.toolbox, cache, Some((program, &tag)))?;
         let namespaces = Namespaces::of(&self.state);
         Runtime { toolbox: &self.toolbox, mount: namespaces.mount() }.import(&images, cache)?;
         Ok(self.operator_tag.replace(tag))

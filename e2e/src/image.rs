@@ -6,6 +6,7 @@ mod archive;
 pub(crate) mod catalogue;
 pub(crate) mod foreign;
 mod library;
+mod store;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,8 @@ pub(crate) struct Image {
     texts: BTreeMap<String, (String, u32)>,
     links: BTreeMap<String, String>,
     directories: BTreeMap<String, u32>,
+    /// What else is in it, as it is.
+    others: Content,
     entrypoint: Vec<String>,
     command: Vec<String>,
     user: &'static str,
@@ -62,6 +65,7 @@ impl Image {
             texts: BTreeMap::new(),
             links: BTreeMap::new(),
             directories: BTreeMap::new(),
+            others: Content::default(),
             entrypoint: Vec::new(),
             command: Vec::new(),
             user: "",
@@ -98,6 +102,11 @@ impl Image {
 
     fn directory(mut self, place: &str, mode: u32) -> Self {
         self.directories.insert(place.trim_start_matches('/').to_owned(), mode);
+        self
+    }
+
+    fn with(mut self, others: Content) -> Self {
+        self.others.add(others);
         self
     }
 
@@ -202,7 +211,9 @@ impl Image {
         // What is there as a file is not also a link.
         let mut links = self.links.clone();
         links.retain(|place, _| !files.contains_key(place));
-        Ok(Content { files, links, directories: self.directories.clone() })
+        let mut content = Content { files, links, directories: self.directories.clone() };
+        content.add(self.others.clone());
+        Ok(content)
     }
 
     fn key(&self, content: &Content) -> Result<String, Error> {

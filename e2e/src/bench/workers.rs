@@ -1,6 +1,6 @@
 //! Workers that are pods: how long from a pool to a node that takes pods, how long ten of them take to come and to go,
-//! and what one adds to the operator's memory. The tenant serves already, and the worker's own image is on the node; what
-//! runs on the worker is pulled by it from the local registry, as by every new machine.
+//! and what one adds to the operator's memory. The tenant serves already, and the worker's image is on the node, with those of
+//! the add-ons in it. That a node is Ready is worth what its pods do then: the first one of the pods' network is timed too.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -19,11 +19,14 @@ use crate::terminal::say;
 const POOLS: &str = "/apis/kaas.dev/v1alpha1/namespaces/bench/workerpools";
 const WORKERS: &str = "/apis/kaas.dev/v1alpha1/namespaces/bench/workers";
 const NODES: &str = "/api/v1/nodes";
+/// Pods that are Ready once the pods' network, Services and the way to the API work where they are.
+const DNS: &str = "/api/v1/namespaces/kube-system/pods?labelSelector=k8s-app%3Dkube-dns";
 const TYPE: &str = "pod-small";
 const MANY: usize = 10;
 /// What a new pool goes through, as seen from outside.
-const MILESTONES: [&str; 4] =
-    ["its Worker is there", "its pod runs", "its node is there", "its node is Ready"];
+const MILESTONES: [&str; 5] =
+    ["its Worker is there", "its pod runs", "its node is there", READY, "CoreDNS on it is Ready"];
+const READY: &str = "its node is Ready";
 
 impl Bench<'_> {
     pub(super) fn workers(&mut self) -> Result<(), Error> {
@@ -57,9 +60,9 @@ impl Bench<'_> {
                 times.entry(what).or_default().push(time.as_secs_f64());
             }
         }
-        for (position, milestone) in MILESTONES.iter().enumerate() {
+        for milestone in MILESTONES {
             let samples = times.remove(milestone).unwrap_or_default();
-            self.results.add(match position + 1 == MILESTONES.len() {
+            self.results.add(match milestone == READY {
                 true => {
                     Figure::new("pool applied -> node Ready", Unit::Seconds, samples).at_most(Of::Median, 4.0)
                 }
@@ -122,11 +125,15 @@ impl Site {
         let name = format!("{pool}-0");
         let machine = format!("/api/v1/namespaces/kaas-workers-{}/pods/{name}", tenant.1);
         let mut seen: Vec<(&'static str, Duration)> = Vec::new();
+        let serves = |pod: &Value| {
+            at(pod, "/spec/nodeName") == name.as_str() && condition(pod, "Ready") == Some("True")
+        };
         self.until(&format!("the node of pool {pool} to be Ready"), || {
             while let Some(milestone) = MILESTONES.get(seen.len()) {
                 let (api, path) = match seen.len() {
                     0 => (&self.api, format!("{WORKERS}/{name}")),
                     1 => (&self.api, machine.clone()),
+                    4 => (inside, DNS.to_owned()),
                     _ => (inside, format!("{NODES}/{name}")),
                 };
                 let object =
@@ -134,6 +141,7 @@ impl Site {
                 let reached = match seen.len() {
                     1 => at(&object, "/status/phase") == "Running",
                     3 => condition(&object, "Ready") == Some("True"),
+                    4 => at(&object, "/items").as_array().is_some_and(|pods| pods.iter().any(serves)),
                     _ => true,
                 };
                 if !reached {

@@ -59,6 +59,23 @@ impl Content {
         Ok(())
     }
 
+    /// Everything of another one too.
+    pub(super) fn add(&mut self, other: Self) {
+        self.files.extend(other.files);
+        self.links.extend(other.links);
+        self.directories.extend(other.directories);
+    }
+
+    /// The same below a directory.
+    pub(super) fn below(&self, directory: &str) -> Self {
+        let place = |place: &String| format!("{directory}/{place}");
+        Self {
+            files: self.files.iter().map(|(at, source)| (place(at), source.clone())).collect(),
+            links: self.links.iter().map(|(at, target)| (place(at), target.clone())).collect(),
+            directories: self.all_directories().iter().map(|(at, mode)| (place(at), *mode)).collect(),
+        }
+    }
+
     /// Every directory above what is there, outermost first, and those that programs expect to exist.
     fn all_directories(&self) -> BTreeMap<String, u32> {
         let mut all = BTreeMap::from([("tmp".to_owned(), 0o1777), ("root".to_owned(), 0o700)]);
@@ -262,6 +279,8 @@ mod tests {
             names.push(entry.unwrap().path().unwrap().display().to_string());
         }
         assert_eq!(names.len(), 5, "{names:?}");
+        let below = content.below("images/1").all_directories();
+        assert_eq!((below["images/1/tmp"], below["images/1/usr"], below["images"]), (0o1777, 0o755, 0o755));
         let all = content.all_directories();
         assert_eq!(
             all.keys().collect::<Vec<_>>(),

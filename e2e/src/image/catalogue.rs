@@ -4,10 +4,11 @@
 
 use std::path::Path;
 
-use super::{BUSYBOX, Image};
+use super::{BUSYBOX, Image, store};
 use crate::Error;
 use crate::compile::Toolbox;
 use crate::component::{self, Component};
+use crate::layout::Cache;
 
 /// Host part of every image of the management cluster.
 pub(crate) const REGISTRY: &str = "kaas.local";
@@ -20,10 +21,13 @@ const NONROOT: &str = "65532:65532";
 /// What kubeadm of this Kubernetes names.
 const PAUSE_VERSION: &str = "3.10.2";
 
-/// What the worker's container starts with, what makes it a machine, and containerd's configuration there.
+/// What the worker's container starts with, what makes it a machine, its own network plugin, and containerd's configuration.
 const WORKER_ENTRYPOINT: &str = include_str!("../../../worker/entrypoint");
 const WORKER_ISOLATION: &str = include_str!("../../../worker/isolation");
+const WORKER_AWAIT: &str = include_str!("../../../worker/await");
 const WORKER_CONTAINERD: &str = include_str!("../../../worker/containerd.toml");
+/// Where it has images.
+const WORKER_IMAGES: &str = "usr/local/share/kaas/images";
 
 /// An image for workers, under all the names by which it is pulled.
 #[derive(Debug, Clone)]
@@ -34,7 +38,11 @@ pub(crate) struct Published {
 
 /// Images that the management cluster runs: its own, those of tenants' control planes, and the workers that
 /// are pods.
-pub(crate) fn management(toolbox: &Toolbox, operator: Option<(&Path, &str)>) -> Result<Vec<Image>, Error> {
+pub(crate) fn management(
+    toolbox: &Toolbox,
+    cache: &Cache,
+    operator: Option<(&Path, &str)>,
+) -> Result<Vec<Image>, Error> {
     let mut images = vec![pause(PAUSE.to_owned()), Image::new(SHELL).shell()?];
     let kubernetes = component::KUBERNETES;
     for name in ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
@@ -56,7 +64,7 @@ pub(crate) fn management(toolbox: &Toolbox, operator: Option<(&Path, &str)>) -> 
             .started_by("/proxy-server", toolbox.program(server)?)
             .user(NONROOT),
     );
-    images.push(worker(toolbox)?);
+    images.push(worker(toolbox, cache)?);
     if let Some((program, tag)) = operator {
         images.push(
             Image::new(format!("{REGISTRY}/kaas-dev/kaas-operator:{tag}"))
@@ -67,45 +75,56 @@ pub(crate) fn management(toolbox: &Toolbox, operator: Option<(&Path, &str)>) -> 
     Ok(images)
 }
 
-/// Images that workers pull, each also under the local registry's name: with the chart's `registry` set, the
-/// add-ons of tenants are asked for there.
+/// Images that workers pull.
 pub(crate) fn workers(toolbox: &Toolbox) -> Result<Vec<Published>, Error> {
-    let program = |name: &str| toolbox.program(name);
+    let provisioner = "local-path-provisioner";
     let busybox = Image::new("docker.io/library/busybox:1").shell()?.command(&["sh"]);
-    let mut images = vec![
+    let mut images = addons(toolbox)?;
+    images.push(published(agnhost(toolbox.program("agnhost")?)?, &[]));
+    images.push(published(
+        Image::new(official("docker.io/rancher/local-path-provisioner", provisioner)?)
+            .started_by("/usr/bin/local-path-provisioner", toolbox.program(provisioner)?),
+        &[],
+    ));
+    // The helper of local-path-provisioner has no tag where it is named.
+    images.push(published(busybox, &["docker.io/library/busybox:latest"]));
+    Ok(images)
+}
+
+/// What runs on every worker, or on the first ones.
+fn addons(toolbox: &Toolbox) -> Result<Vec<Published>, Error> {
+    let program = |name: &str| toolbox.program(name);
+    let images = [
         pause(format!("registry.k8s.io/pause:{PAUSE_VERSION}")),
-        Image::new(format!("registry.k8s.io/kube-proxy:{}", component::KUBERNETES))
-            .packet_filter()?
-            .started_by("/usr/local/bin/kube-proxy", program("kube-proxy")?),
-        Image::new(official("registry.k8s.io/coredns/coredns", "coredns")?)
-            .started_by("/coredns", program("coredns")?)
-            .user(NONROOT),
-        Image::new(official("registry.k8s.io/kas-network-proxy/proxy-agent", "proxy-agent")?)
-            .started_by("/proxy-agent", program("proxy-agent")?)
-            .user(NONROOT),
         Image::new(official("ghcr.io/flannel-io/flannel", "flanneld")?)
             .shell()?
             .packet_filter()?
             .tools(&["ip"])?
             .started_by("/opt/bin/flanneld", program("flanneld")?),
+        Image::new(format!("registry.k8s.io/kube-proxy:{}", component::KUBERNETES))
+            .packet_filter()?
+            .started_by("/usr/local/bin/kube-proxy", program("kube-proxy")?),
+        Image::new(official("registry.k8s.io/kas-network-proxy/proxy-agent", "proxy-agent")?)
+            .started_by("/proxy-agent", program("proxy-agent")?)
+            .user(NONROOT),
+        Image::new(official("registry.k8s.io/coredns/coredns", "coredns")?)
+            .started_by("/coredns", program("coredns")?)
+            .user(NONROOT),
         Image::new(official("registry.k8s.io/metrics-server/metrics-server", "metrics-server")?)
             .started_by("/metrics-server", program("metrics-server")?)
             .user("65534"),
-        agnhost(program("agnhost")?)?,
-        Image::new(official("docker.io/rancher/local-path-provisioner", "local-path-provisioner")?)
-            .started_by("/usr/bin/local-path-provisioner", program("local-path-provisioner")?),
-    ]
-    .into_iter()
-    .map(|image| Published { names: vec![image.reference.clone()], image })
-    .collect::<Vec<_>>();
-    // The helper of local-path-provisioner has no tag where it is named.
-    let names = vec![busybox.reference.clone(), "docker.io/library/busybox:latest".to_owned()];
-    images.push(Published { image: busybox, names });
-    for published in &mut images {
-        let aliases: Vec<_> = published.names.iter().map(|name| local(name)).collect();
-        published.names.extend(aliases);
-    }
-    Ok(images)
+    ];
+    Ok(images.into_iter().map(|image| published(image, &[])).collect())
+}
+
+/// An image under its own name and others, each also under the local registry's: with the chart's `registry` set, the
+/// add-ons of tenants are asked for there.
+fn published(image: Image, others: &[&str]) -> Published {
+    let mut names = vec![image.reference.clone()];
+    names.extend(others.iter().map(|name| (*name).to_owned()));
+    let aliases: Vec<_> = names.iter().map(|name| local(name)).collect();
+    names.extend(aliases);
+    Published { image, names }
 }
 
 /// Reference of the image of an add-on: its program's name and version.
@@ -154,8 +173,9 @@ fn agnhost(program: &Path) -> Result<Image, Error> {
     Ok(image)
 }
 
-/// A worker that is a pod: the programs of a node, and what starts them.
-fn worker(toolbox: &Toolbox) -> Result<Image, Error> {
+/// A worker that is a pod: the programs of a node, what starts them, and the images that every worker runs.
+fn worker(toolbox: &Toolbox, cache: &Cache) -> Result<Image, Error> {
+    let images = store::content(toolbox, cache, &addons(toolbox)?, WORKER_CONTAINERD, WORKER_IMAGES)?;
     let mut image = Image::new(format!("{REGISTRY}/kaas-dev/kaas-worker:{}", component::KUBERNETES))
         .shell()?
         .packet_filter()?
@@ -165,6 +185,7 @@ fn worker(toolbox: &Toolbox) -> Result<Image, Error> {
         .text("/usr/local/bin/entrypoint", WORKER_ENTRYPOINT, 0o755)
         .text("/usr/local/share/kaas/isolation", WORKER_ISOLATION, 0o644)
         .text("/usr/local/share/kaas/containerd.toml", WORKER_CONTAINERD, 0o644)
+        .text("/opt/cni/bin/await", WORKER_AWAIT, 0o755)
         .text("/etc/os-release", &worker_release(), 0o644);
     for name in ["kubelet", "kubeadm", "containerd", "containerd-shim-runc-v2", "ctr"] {
         image = image.program_in("/usr/local/bin", toolbox.program(name)?);
@@ -177,7 +198,7 @@ fn worker(toolbox: &Toolbox) -> Result<Image, Error> {
         image = image.directory(place, 0o755);
     }
     image.entrypoint = vec!["/usr/local/bin/entrypoint".to_owned()];
-    Ok(image.link("/var/run", "/run"))
+    Ok(image.link("/var/run", "/run").with(images))
 }
 
 /// What a Node tells about its operating system.
@@ -202,13 +223,41 @@ mod tests {
 
     #[test]
     fn the_worker_s_files_fit_each_other() {
-        for script in [WORKER_ENTRYPOINT, WORKER_ISOLATION] {
+        for script in [WORKER_ENTRYPOINT, WORKER_ISOLATION, WORKER_AWAIT] {
             let checked = Invocation::new("sh").arg("-n").input(script).run();
             assert!(checked.is_ok(), "{checked:?}");
         }
-        for place in ["@SANDBOX_IMAGE@", "/etc/containerd/certs.d", "/run/containerd/containerd.sock"] {
+        for place in [
+            "@SANDBOX_IMAGE@",
+            "@NETWORK_TEMPLATE@",
+            "/etc/containerd/certs.d",
+            "/run/containerd/containerd.sock",
+        ] {
             assert!(WORKER_ISOLATION.contains(place) && WORKER_CONTAINERD.contains(place), "{place}");
         }
+        assert!(WORKER_ENTRYPOINT.contains(WORKER_IMAGES));
+    }
+
+    #[test]
+    fn pods_are_held_back_until_the_network_is_there() {
+        let told = |command: &str, file: &str| {
+            let network = serde_json::json!({"type": "await", "name": "a", "file": file}).to_string();
+            let plugin = Invocation::new("sh").args(["-c", WORKER_AWAIT]).env("CNI_COMMAND", command);
+            plugin.input(network).run().unwrap()
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("network");
+        let begun = std::time::Instant::now();
+        let later = file.clone();
+        let writer = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            std::fs::write(later, "x").unwrap();
+        });
+        assert_eq!(told("ADD", &file.display().to_string()), "{\"cniVersion\":\"1.0.0\"}\n");
+        assert!(begun.elapsed().as_millis() >= 300);
+        writer.join().unwrap();
+        assert_eq!(told("DEL", "/none"), "");
+        assert!(told("VERSION", "/none").contains("supportedVersions"));
     }
 
     #[test]

@@ -29,8 +29,8 @@ use serde_json::{Value, json};
 
 pub use self::addons::{
     AGENT, AGENT_AUDIENCE, AGENT_PORT, AGENT_SERVICE_ACCOUNT, Facts, Machine, NAMESPACE as ADDON_NAMESPACE,
-    SERVER_USER, Settings, addon_references, addons, dns_address, fill, kubelet_configuration, ours, revised,
-    unwanted_addons,
+    SERVER_USER, Settings, addon_references, addons, dns_address, early_network, fill, is_addon,
+    kubelet_configuration, ours, revised, unwanted_addons,
 };
 pub(crate) use self::etcd::etcd_lone_host;
 pub use self::etcd::{

@@ -28,12 +28,14 @@ pub struct Pod {
     pub gone_by: Option<Timestamp>,
     /// Whether it has data on the node that go with it (emptyDir).
     pub local_data: bool,
+    /// Whether it is of an add-on of ours that does not run on every node.
+    pub addon: bool,
 }
 
 /// What a pod is to a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
-    /// It ends with the node: a DaemonSet's, a static one, or one that has finished.
+    /// It ends with the node: a DaemonSet's, a static one, one that has finished, or an add-on's on the last node.
     Stays,
     /// It is going.
     Going,
@@ -126,9 +128,11 @@ pub fn answer(
     Some(Answer { refusal, message: message.chars().take(300).collect(), retry_at })
 }
 
-/// What a pod is to a drain.
-pub fn classify(pod: &Pod, now: Timestamp) -> Class {
+/// What a pod is to a drain. On the last node of a cluster the pods of add-ons have nowhere to go and nobody to serve:
+/// their budgets, which are ours, would be kept until the time is over, and protect nothing.
+pub fn classify(pod: &Pod, last: bool, now: Timestamp) -> Class {
     match pod.gone_by {
+        _ if pod.addon && last => Class::Stays,
         _ if pod.mirror || pod.finished || pod.controller.as_deref() == Some("DaemonSet") => Class::Stays,
         Some(by) if now.duration_since(by) > PATIENCE => Class::Stuck,
         Some(_) => Class::Going,
@@ -137,18 +141,19 @@ pub fn classify(pod: &Pod, now: Timestamp) -> Class {
 }
 
 /// Pods that are left to go.
-pub fn left(pods: &[Pod], now: Timestamp) -> impl Iterator<Item = &Pod> {
-    pods.iter().filter(move |pod| classify(pod, now) != Class::Stays)
+pub fn left(pods: &[Pod], last: bool, now: Timestamp) -> impl Iterator<Item = &Pod> {
+    pods.iter().filter(move |pod| classify(pod, last, now) != Class::Stays)
 }
 
-/// Judges a drain that must be over at `until`.
+/// Judges a drain that must be over at `until`; `last` says whether the node is the last of its cluster.
 pub fn drain<'a>(
     pods: &'a [Pod],
+    last: bool,
     answers: &BTreeMap<String, Answer>,
     now: Timestamp,
     until: Timestamp,
 ) -> Drain<'a> {
-    let mut left: Vec<&Pod> = left(pods, now).collect();
+    let mut left: Vec<&Pod> = left(pods, last, now).collect();
     // Pods without data go first: whoever looks on sees how far it comes before anything is lost.
     left.sort_by_key(|pod| (pod.local_data, pod.controller.is_none(), *pod));
     let end = |progress| Drain { progress, evictions: Vec::new(), wake_at: None };
@@ -159,14 +164,17 @@ pub fn drain<'a>(
         return end(Progress::Expired(left.iter().map(|pod| told(pod)).collect()));
     }
     let refused = |pod: &&&Pod| answers.get(&pod.uid).filter(|answer| answer.retry_at > now);
-    let evictable = left.iter().filter(|pod| classify(pod, now) == Class::Evictable);
+    let evictable = left.iter().filter(|pod| classify(pod, last, now) == Class::Evictable);
     let due: Vec<&Pod> =
         evictable.clone().filter(|pod| refused(pod).is_none()).copied().take(AT_ONCE).collect();
     let wake_at = evictable.clone().filter_map(|pod| refused(&pod)).map(|answer| answer.retry_at).min();
-    let going = left.iter().any(|pod| classify(pod, now) == Class::Going);
+    let going = left.iter().any(|pod| classify(pod, last, now) == Class::Going);
     // What is asked again because its pause is over was refused before, and is not progress.
     let untried = evictable.clone().any(|pod| !answers.contains_key(&pod.uid));
-    let blocker = left.iter().find_map(|pod| blocker(pod, answers.get(&pod.uid), now));
+    let blocker = left.iter().find_map(|pod| {
+        let stuck = classify(pod, last, now) == Class::Stuck;
+        blocker(pod, stuck, answers.get(&pod.uid))
+    });
     let progress = match blocker {
         Some((words, owner)) if !going && !untried => Progress::Blocked(left.len(), words, owner),
         _ => Progress::Moving(left.len()),
@@ -175,8 +183,8 @@ pub fn drain<'a>(
 }
 
 /// What keeps a pod, and who can help.
-fn blocker(pod: &Pod, answer: Option<&Answer>, now: Timestamp) -> Option<(String, Owner)> {
-    if classify(pod, now) == Class::Stuck {
+fn blocker(pod: &Pod, stuck: bool, answer: Option<&Answer>) -> Option<(String, Owner)> {
+    if stuck {
         let words =
             format!("Pod {} should have ended and has not: see its finalizers and its containers", told(pod));
         return Some((words, Owner::Tenant));

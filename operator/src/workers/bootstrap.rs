@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kaas_crds::worker_pool::InfrastructureKind;
 use kaas_crds::{TenantCluster, Worker, name};
 use kaas_lifecycle::action::Precondition;
-use kaas_lifecycle::desired::{Machine, Settings, kubelet_configuration};
+use kaas_lifecycle::desired::{Machine, Settings, early_network, kubelet_configuration};
 use kaas_lifecycle::object::{Kind, Object, Reference};
 use kaas_lifecycle::workers::machine::{self, Place};
 use kaas_lifecycle::workers::observed::{Bootstrap, Fact};
@@ -200,6 +200,7 @@ fn files(
         ("ca.crt", access.authority.clone()),
         ("kubelet.yaml", kubelet_configuration(&cluster.spec.network, &settings)),
     ]);
+    files.extend(early_network(&cluster.spec.addons).map(|network| ("network.conflist", network)));
     if !mirror.is_empty() {
         files.insert("hosts.toml", format!("server = \"{mirror}\"\n"));
     }

@@ -71,6 +71,7 @@ fn label(action: &Action) -> (&'static str, &'static str) {
         Action::DeleteMachine { .. } => ("Machine", "delete"),
         Action::ConfigureNode(_) | Action::MarkNode { .. } => ("Node", "patch_inside"),
         Action::Evict { .. } => ("Pod", "evict_inside"),
+        Action::DeletePod { .. } => ("Pod", "delete_inside"),
         Action::DeleteNode { .. } => ("Node", "delete_inside"),
     }
 }
@@ -173,6 +174,10 @@ async fn on_worker(yard: &Yard, sight: &Sight, action: &Action) -> Result<Option
             let access = inside(sight)?;
             let answer = drain::evict(&access.client, namespace, name, uid).await.map_err(write(action))?;
             yard.note_answer(place.worker_uid, uid, answer);
+        }
+        Action::DeletePod { namespace, name, uid } => {
+            let access = inside(sight)?;
+            drain::delete(&access.client, namespace, name, uid).await.map_err(write(action))?;
         }
         Action::DeleteNode { uid } => {
             node::delete(&nodes(sight)?, place.worker, uid).await.map_err(write(action))?;

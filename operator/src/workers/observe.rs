@@ -9,6 +9,7 @@ use futures::stream::{StreamExt, iter};
 use futures::try_join;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
+use kaas_crds::addons::Addons;
 use kaas_crds::tenant_cluster::EndpointType;
 use kaas_crds::worker_pool::InfrastructureKind;
 use kaas_crds::{TenantCluster, Worker, WorkerPool, name};
@@ -115,8 +116,11 @@ pub(crate) async fn pool(
     let mut members: Vec<Member> = own
         .map(|worker| Member { worker: Worker::clone(worker), readiness: readiness(worker), pods: 0 })
         .collect();
-    if live && let Some(access) = found.as_ref().and_then(|found| yard.tenants.access(&found.uid()?)) {
-        count_pods(&access, &mut members).await;
+    if live
+        && let Some(found) = &found
+        && let Some(access) = found.uid().and_then(|uid| yard.tenants.access(&uid))
+    {
+        count_pods(&access, &found.spec.addons, &mut members).await;
     }
     let types = yard.fleet.types();
     let asked = object.spec.instance_types.first();
@@ -157,10 +161,10 @@ fn readiness(worker: &Worker) -> Readiness {
 
 /// Pods that would have to move, for the choice of what costs least to lose. Where nobody can ask, there is nothing to
 /// choose by.
-async fn count_pods(access: &Access, members: &mut [Member]) {
+async fn count_pods(access: &Access, addons: &Addons, members: &mut [Member]) {
     let now = Timestamp::now();
     let names: Vec<String> = members.iter().map(|member| member.name().to_owned()).collect();
-    let counted = iter(names.into_iter().map(|name| count(access.client.clone(), name, now)));
+    let counted = iter(names.into_iter().map(|name| count(access.client.clone(), name, addons, now)));
     let counts: BTreeMap<String, usize> =
         counted.buffer_unordered(COUNTED_AT_ONCE).filter_map(ready).collect().await;
     for member in members {
@@ -169,10 +173,15 @@ async fn count_pods(access: &Access, members: &mut [Member]) {
 }
 
 /// Pods that would have to move from one node.
-async fn count(client: kube::Client, name: String, now: Timestamp) -> Option<(String, usize)> {
-    let read = tokio::time::timeout(TENANT_DEADLINE, drains::pods(&client, &name)).await;
+async fn count(
+    client: kube::Client,
+    name: String,
+    addons: &Addons,
+    now: Timestamp,
+) -> Option<(String, usize)> {
+    let read = tokio::time::timeout(TENANT_DEADLINE, drains::pods(&client, &name, addons)).await;
     let pods = read.ok()?.ok()?;
-    Some((name, drain::left(&pods, now).count()))
+    Some((name, drain::left(&pods, false, now).count()))
 }
 
 /// Reads what a decision about a worker needs; `None` when it is gone.
@@ -225,16 +234,26 @@ pub(crate) async fn worker(yard: &Yard, namespace: &str, worker: &str) -> Result
         bootstrap,
         node,
         pods: None,
+        last: is_last(yard, &object),
         answers: yard.answers(object.metadata.uid.as_deref().unwrap_or_default()),
         worker: object,
     };
     if observed.deleting()
-        && let (Some(access), Match::Own(_)) = (&access, decided::matched(&observed))
+        && let (Some(access), Match::Own(_), Some(found)) = (&access, decided::matched(&observed), &found)
     {
-        let read = tokio::time::timeout(TENANT_DEADLINE, drains::pods(&access.client, worker)).await;
+        let addons = &found.spec.addons;
+        let read = tokio::time::timeout(TENANT_DEADLINE, drains::pods(&access.client, worker, addons)).await;
         observed.pods = read.ok().and_then(Result::ok);
     }
     Ok(Some(Sight { observed, cluster: found, access, unanswered }))
+}
+
+/// Whether no other worker of its cluster stays.
+fn is_last(yard: &Yard, worker: &Worker) -> bool {
+    let stays = |other: &Arc<Worker>| {
+        other.metadata.uid != worker.metadata.uid && other.metadata.deletion_timestamp.is_none()
+    };
+    yard.fleet.is_read() && !yard.fleet.workers_of(&worker.spec.cluster_uid).iter().any(stays)
 }
 
 fn of_option<T>(found: Option<T>) -> Fact<T> {

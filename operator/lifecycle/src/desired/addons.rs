@@ -19,6 +19,7 @@ mod kube_proxy;
 mod kubelet;
 mod metrics_server;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use base64::Engine;
@@ -192,6 +193,12 @@ fn replace(value: &mut Value, words: &[(&str, String)]) {
     }
 }
 
+/// The network of the pods on a worker that is a pod, for its container runtime to begin with; `None` where the tenant
+/// brings its own.
+pub fn early_network(spec: &Addons) -> Option<String> {
+    spec.cni.none.is_none().then(flannel::early_plugins)
+}
+
 /// What is switched off, and goes where it is [`ours`].
 pub fn unwanted_addons(spec: &Addons) -> Vec<Reference> {
     chosen(spec, false).map(|(_, part)| part.reference()).collect()
@@ -200,6 +207,16 @@ pub fn unwanted_addons(spec: &Addons) -> Vec<Reference> {
 /// Everything that may be there, whatever is switched on.
 pub fn addon_references() -> Vec<Reference> {
     ADDONS.iter().flat_map(|addon| addon.parts).map(Part::reference).collect()
+}
+
+/// Whether a pod of this namespace with these labels is one of an add-on that runs on some nodes and not on every.
+pub fn is_addon(spec: &Addons, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+    namespace == NAMESPACE
+        && match labels.get(APP_LABEL).map(String::as_str) {
+            Some(core_dns::SERVICE) => spec.core_dns.enabled,
+            Some(metrics_server::NAME) => spec.metrics_server.enabled,
+            _ => false,
+        }
 }
 
 /// Whether an object inside a tenant was put there by us: one of the same name that a tenant brought stays.

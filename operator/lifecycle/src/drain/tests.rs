@@ -24,7 +24,7 @@ fn refused(pod: &Pod, refusal: Refusal) -> BTreeMap<String, Answer> {
 }
 
 fn judged<'a>(pods: &'a [Pod], answers: &BTreeMap<String, Answer>) -> Drain<'a> {
-    drain(pods, answers, now(), later(600))
+    drain(pods, false, answers, now(), later(600))
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn pods_are_classified() {
     let of = |change: fn(&mut Pod)| {
         let mut pod = pod("a");
         change(&mut pod);
-        classify(&pod, now())
+        classify(&pod, false, now())
     };
     assert_eq!(of(|_| {}), Class::Evictable);
     assert_eq!(of(|pod| pod.controller = None), Class::Evictable);
@@ -130,7 +130,7 @@ fn one_that_is_kept_does_not_hold_up_the_others() {
     // Its pause is over: it is asked again, and still said to be kept.
     let answers = refused(&pods[0], Refusal::Budget);
     let pods = [pods[0].clone()];
-    let again = super::drain(&pods, &answers, later(5), later(600));
+    let again = super::drain(&pods, false, &answers, later(5), later(600));
     assert!(matches!(again.progress, Progress::Blocked(..)));
     assert_eq!(again.evictions.len(), 1);
 }
@@ -138,10 +138,26 @@ fn one_that_is_kept_does_not_hold_up_the_others() {
 #[test]
 fn the_end_of_the_time_is_the_end() {
     let pods = [pod("a"), Pod { controller: None, ..pod("b") }];
-    let drain = super::drain(&pods, &BTreeMap::new(), later(600), later(600));
+    let drain = super::drain(&pods, false, &BTreeMap::new(), later(600), later(600));
     assert_eq!(
         drain.progress,
         Progress::Expired(vec!["web/a".into(), "web/b (nobody makes it again)".into()])
     );
     assert_eq!(drain.evictions, Vec::<&Pod>::new());
+}
+
+#[test]
+fn addons_end_with_the_last_node_and_with_no_other() {
+    let dns = Pod { addon: true, ..pod("dns") };
+    let pods = [dns.clone(), pod("a")];
+    let answers = refused(&dns, Refusal::Budget);
+    let evicted = |last: bool| -> Vec<String> {
+        let drain = drain(&pods, last, &BTreeMap::new(), now(), later(600));
+        drain.evictions.into_iter().map(|pod| pod.name.clone()).collect()
+    };
+    assert_eq!(evicted(false), ["a", "dns"]);
+    assert_eq!(evicted(true), ["a"], "the tenant's own are asked as ever");
+    let kept = [dns];
+    assert!(matches!(drain(&kept, false, &answers, now(), later(600)).progress, Progress::Blocked(1, ..)));
+    assert_eq!(drain(&kept, true, &answers, now(), later(600)).progress, Progress::Done);
 }

@@ -99,6 +99,16 @@ pub enum Action {
         /// Exactly this one.
         uid: String,
     },
+    /// Delete the object of a pod whose machine is gone, so that its controller makes another at once: Kubernetes itself
+    /// looks for such pods after a minute.
+    DeletePod {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// Exactly this one.
+        uid: String,
+    },
     /// Delete the node object.
     DeleteNode {
         /// Exactly this one.
@@ -180,7 +190,9 @@ impl Action {
             | Action::EnsureMachine(_)
             | Action::ConfigureNode(_)
             | Action::MarkNode { .. } => Disruption::Reversible,
-            Action::Evict { .. } | Action::DeleteNode { .. } => Disruption::Disruptive,
+            Action::Evict { .. } | Action::DeletePod { .. } | Action::DeleteNode { .. } => {
+                Disruption::Disruptive
+            }
             Action::Delete { .. }
             | Action::DeleteMachine { .. }
             | Action::RemovePoolFinalizer { .. }
@@ -212,6 +224,7 @@ pub fn tell(action: &Action) -> String {
         Action::MarkNode { cordon: true, .. } => "cordon the node".into(),
         Action::MarkNode { .. } => "mark the node".into(),
         Action::Evict { namespace, name, .. } => format!("evict Pod {namespace}/{name}"),
+        Action::DeletePod { namespace, name, .. } => format!("delete Pod {namespace}/{name}"),
         Action::DeleteNode { .. } => "delete the Node".into(),
     }
 }

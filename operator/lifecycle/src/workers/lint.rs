@@ -277,6 +277,14 @@ impl Lint {
                 let cordoned = own.is_some_and(|node| node.unschedulable);
                 self.require(cordoned, Invariant::Drain, "its node is not cordoned");
             }
+            Action::DeletePod { uid, .. } => {
+                let pods = observed.pods.iter().flatten();
+                let seen = pods.map(|pod| pod.uid.as_str()).find(|seen| seen == uid);
+                self.exactly(seen.filter(|_| own.is_some()), uid);
+                self.require(observed.deleting(), Invariant::Drain, "the Worker is not being deleted");
+                let gone = !external && observed.machine.is_absent();
+                self.require(gone, Invariant::Drain, "its machine is not known to be gone");
+            }
             Action::DeleteNode { uid } => {
                 self.exactly(own.map(|node| node.uid.as_str()), uid);
                 self.require(observed.deleting(), Invariant::Drain, "the Worker is not being deleted");
@@ -332,7 +340,10 @@ fn drained(observed: &WorkerObserved) -> bool {
         _ if observed.forsaken() || over => true,
         Match::Own(node) => {
             node.unschedulable
-                && observed.pods.as_ref().is_some_and(|pods| drain::left(pods, observed.now).next().is_none())
+                && observed
+                    .pods
+                    .as_ref()
+                    .is_some_and(|pods| drain::left(pods, observed.last, observed.now).next().is_none())
         }
         Match::Absent | Match::Foreign(_) => true,
         Match::Unread => !joined,

@@ -134,6 +134,8 @@ pub struct WorkerObserved {
     pub node: Fact<Node>,
     /// Pods on the node; `None` when they were not read.
     pub pods: Option<Vec<drain::Pod>>,
+    /// Whether no other worker of its cluster stays. A list that lags may say it of one that was the last just now.
+    pub last: bool,
     /// What the API server said to the last evictions, by UID of the pod. Nothing is lost with it.
     pub answers: BTreeMap<String, drain::Answer>,
 }

@@ -73,6 +73,8 @@ impl WorkerPlan {
 const RESYNC: SignedDuration = SignedDuration::from_mins(10);
 /// Looks again so soon while something is under way that may not tell when it is done.
 const SOON: SignedDuration = SignedDuration::from_secs(5);
+/// Looks again so soon at pods that go: nobody tells when they are gone.
+const MOVING: SignedDuration = SignedDuration::from_secs(1);
 /// How long a bootstrap token is good.
 const TOKEN_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
 /// A token that ends so soon is made anew: a machine needs it for as long as it takes to join.
@@ -88,7 +90,11 @@ pub fn plan(observed: &WorkerObserved) -> WorkerPlan {
     waves.retain(|wave| !wave.is_empty());
     // Of a node that was not read nobody tells.
     let at_rest = matches!(step, Step::Joined) && waves.is_empty() && observed.node != Fact::Unread;
-    let pause = if at_rest { RESYNC } else { SOON };
+    let pause = match step {
+        _ if at_rest => RESYNC,
+        Step::Draining(Progress::Moving(_)) => MOVING,
+        _ => SOON,
+    };
     let wakes = [observed.now.checked_add(pause).ok(), drain_wake(observed, &step), next_attempt(observed)];
     let wake_at = wakes.into_iter().flatten().min();
     WorkerPlan { waves, step, wake_at }
@@ -288,7 +294,7 @@ pub fn drain_until(observed: &WorkerObserved) -> Timestamp {
 
 fn draining(observed: &WorkerObserved) -> Option<drain::Drain<'_>> {
     let pods = observed.pods.as_ref()?;
-    Some(drain::drain(pods, &observed.answers, observed.now, drain_until(observed)))
+    Some(drain::drain(pods, observed.last, &observed.answers, observed.now, drain_until(observed)))
 }
 
 /// Cordon, then evictions, then the machine.
@@ -304,7 +310,8 @@ fn drained(observed: &WorkerObserved, node: &Node, mut waves: Vec<Vec<Action>>) 
     if !node.unschedulable && !expired {
         // A pod that comes after the look would not be among those that are left.
         waves.push(mark(node, None));
-        let left = drain::left(observed.pods.as_deref().unwrap_or_default(), observed.now).count();
+        let pods = observed.pods.as_deref().unwrap_or_default();
+        let left = drain::left(pods, observed.last, observed.now).count();
         return (Step::Draining(Progress::Moving(left)), waves);
     }
     match drain.progress {
@@ -390,10 +397,11 @@ fn machine_away(
     }
 }
 
-/// The node object goes; the finalizer waits until it is gone.
+/// The node object goes, after the pods that went down with its machine; the finalizer waits until it is gone.
 fn node_away(observed: &WorkerObserved, mut waves: Vec<Vec<Action>>) -> (Step, Vec<Vec<Action>>) {
     match node::matched(observed) {
         Match::Own(node) => {
+            waves.push(lost(observed));
             waves.push(vec![Action::DeleteNode { uid: node.uid.clone() }]);
             (Step::DeletingNode, waves)
         }
@@ -402,6 +410,21 @@ fn node_away(observed: &WorkerObserved, mut waves: Vec<Vec<Action>>) -> (Step, V
             (Step::Stuck("the API of its cluster does not answer, and its Node cannot be deleted"), waves)
         }
     }
+}
+
+/// Pods that somebody makes again, or waits for the end of, and of which nothing runs any more. Of a user's machine nobody
+/// knows that.
+fn lost(observed: &WorkerObserved) -> Vec<Action> {
+    if external(observed) || !observed.machine.is_absent() {
+        return Vec::new();
+    }
+    let pods = observed.pods.as_deref().unwrap_or_default();
+    let gone = drain::left(pods, false, observed.now).map(|pod| Action::DeletePod {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+    });
+    gone.collect()
 }
 
 fn finish(observed: &WorkerObserved, mut waves: Vec<Vec<Action>>) -> (Step, Vec<Vec<Action>>) {

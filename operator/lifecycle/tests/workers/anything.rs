@@ -165,6 +165,7 @@ pub(crate) enum Found {
     Cordoned,
     Pods(Vec<(u8, bool)>),
     PodsUnread,
+    Last(bool),
     NeverJoined,
     Later(i64),
 }
@@ -189,8 +190,9 @@ pub(crate) fn found() -> impl Strategy<Value = Found> {
         3 => prop_oneof![Just(Found::NodeUnread), Just(Found::NodeAbsent), Just(Found::NodeForeign), Just(Found::NodeWithout)],
         2 => prop::sample::select(vec!["True", "False", "Unknown", ""]).prop_map(Found::NodeReady),
         3 => Just(Found::Cordoned),
-        4 => prop::collection::vec((0..6u8, any::<bool>()), 0..14).prop_map(Found::Pods),
+        4 => prop::collection::vec((0..7u8, any::<bool>()), 0..14).prop_map(Found::Pods),
         1 => Just(Found::PodsUnread),
+        1 => any::<bool>().prop_map(Found::Last),
         2 => Just(Found::NeverJoined),
         2 => (0..1200i64).prop_map(Found::Later),
     ]
@@ -261,6 +263,7 @@ fn find(observed: &mut WorkerObserved, fact: &Found) {
             observed.answers = refused.collect();
             observed.pods = Some(pods.into_iter().map(|(pod, _)| pod).collect());
         }
+        Found::Last(last) => observed.last = *last,
         Found::NeverJoined => observed.worker.status = None,
         Found::Later(seconds) => observed.now += SignedDuration::from_secs(*seconds),
     }
@@ -286,6 +289,7 @@ fn some_pod(at: usize, kind: u8, now: jiff::Timestamp) -> Pod {
         2 => pod.local_data = true,
         3 => pod.gone_by = Some(now),
         4 => pod.finished = true,
+        5 => pod.addon = true,
         _ => {}
     }
     pod

@@ -2,7 +2,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kaas_crds::Worker;
-use kaas_crds::worker_pool::Removal;
+use kaas_crds::worker_pool::{Infrastructure, Removal};
 use kaas_lifecycle::action::Precondition;
 use kaas_lifecycle::lint::Invariant;
 use kaas_lifecycle::workers::action::{Action, NodeChange};
@@ -241,6 +241,21 @@ fn pods_are_evicted_from_a_cordoned_node_of_a_worker_that_goes() {
     assert_eq!(broken_by(&deleted(&fleet), vec![evict("uid-a")]), []);
     assert_eq!(broken_by(&deleted(&fleet), vec![evict("uid-b")]), [Invariant::Precondition]);
     assert_eq!(broken_by(&fleet.observe_worker("p-0"), vec![evict("uid-a")]), [Invariant::Drain]);
+}
+
+#[test]
+fn pods_are_deleted_where_the_machine_is_known_to_be_gone() {
+    let mut fleet = Fleet::settled(1);
+    fleet.pod("p-0", "a");
+    let delete = |uid: &str| Action::DeletePod { namespace: "web".into(), name: "a".into(), uid: uid.into() };
+    assert_eq!(broken_by(&deleted(&fleet), vec![delete("uid-a")]), [Invariant::Drain]);
+    fleet.machines.clear();
+    assert_eq!(broken_by(&deleted(&fleet), vec![delete("uid-a")]), []);
+    assert_eq!(broken_by(&deleted(&fleet), vec![delete("uid-b")]), [Invariant::Precondition]);
+    assert_eq!(broken_by(&fleet.observe_worker("p-0"), vec![delete("uid-a")]), [Invariant::Drain]);
+    let mut own = deleted(&fleet);
+    own.worker.spec.infrastructure = Infrastructure::external();
+    assert!(broken_by(&own, vec![delete("uid-a")]).contains(&Invariant::Drain), "nobody knows of a user's");
 }
 
 #[test]

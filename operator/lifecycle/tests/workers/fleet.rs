@@ -202,6 +202,9 @@ impl Fleet {
             },
             node: if there { node } else { Fact::Unread },
             pods: there.then(|| self.pods.get(name).cloned().unwrap_or_default()),
+            last: !self.workers.values().any(|other| {
+                other.metadata.deletion_timestamp.is_none() && other.metadata.name.as_deref() != Some(name)
+            }),
             answers: BTreeMap::new(),
         }
     }
@@ -317,6 +320,9 @@ impl Fleet {
                 let mut pods = self.pods.values_mut().flatten();
                 let Some(pod) = pods.find(|pod| pod.uid == *uid) else { return Ok(()) };
                 pod.gone_by.get_or_insert(gone_by);
+            }
+            Action::DeletePod { uid, .. } => {
+                self.pods.values_mut().for_each(|pods| pods.retain(|pod| pod.uid != *uid));
             }
             Action::DeleteNode { uid } => {
                 self.node_at(subject, uid, None)?;

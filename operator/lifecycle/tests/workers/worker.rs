@@ -83,7 +83,9 @@ fn the_way_down() {
     assert_eq!(step(&fleet), Step::Draining(Progress::Moving(1)));
     assert_eq!(told(&fleet), ["evict Pod web/a"]);
     act(&mut fleet);
-    // It was accepted, and is not gone.
+    // It was accepted, and is not gone: nobody tells when it is.
+    let soon = plan(&fleet.observe_worker("p-0")).wake_at.unwrap();
+    assert_eq!(soon, fleet.now + SignedDuration::from_secs(1));
     assert_eq!((step(&fleet), told(&fleet)), (Step::Draining(Progress::Moving(1)), vec![]));
     fleet.pods.get_mut("p-0").unwrap().retain(|pod| pod.uid == "d");
     assert_eq!(told(&fleet), ["mark the node", "delete the machine"]);
@@ -94,6 +96,25 @@ fn the_way_down() {
     assert_eq!((step(&fleet), told(&fleet)), (Step::DeletingNode, vec!["delete the Node".to_owned()]));
     act(&mut fleet);
     assert_eq!((step(&fleet), told(&fleet)), (Step::Finishing, vec!["remove the finalizer".to_owned()]));
+}
+
+#[test]
+fn addons_go_with_the_last_worker() {
+    let addon =
+        Pod { addon: true, uid: "dns".into(), controller: Some("ReplicaSet".into()), ..Pod::default() };
+    let after_cordon = |count: i32| {
+        let mut fleet = deleted(Fleet::settled(count));
+        fleet.pods.entry("p-0".into()).or_default().push(addon.clone());
+        act(&mut fleet);
+        fleet
+    };
+    let mut fleet = after_cordon(1);
+    assert_eq!(told(&fleet), ["mark the node", "delete the machine"]);
+    act(&mut fleet);
+    fleet.go_on();
+    // Whoever makes it again need not wait for a minute to see that it is gone.
+    assert_eq!(told(&fleet), ["delete Pod /", "delete the Node"]);
+    assert_eq!(told(&after_cordon(2)), ["evict Pod /"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::object::Kind;
 
 pub(super) const NAME: &str = "coredns";
 /// What Kubernetes' documents, tests and tools call the Service and its pods.
-const SERVICE: &str = "kube-dns";
+pub(super) const SERVICE: &str = "kube-dns";
 const ROLE: &str = "kaas:coredns";
 const DIRECTORY: &str = "/etc/coredns";
 const FILE: &str = "Corefile";

@@ -41,28 +41,38 @@ fn configuration(site: &Site<'_>) -> Value {
         "EnableNFTables": true,
         "Backend": {"Type": "vxlan"},
     });
-    let plugins = json!({
-        "cniVersion": "1.0.0",
-        "name": "cbr0",
-        "plugins": [
-            {
-                "type": "bridge",
-                "bridge": "cni0",
-                "isDefaultGateway": true,
-                // A pod reaches itself by its own Service.
-                "hairpinMode": true,
-                // flanneld does that, and only for what leaves the cluster.
-                "ipMasq": false,
-                "mtu": "@MTU@",
-                "ipam": {"type": "host-local", "ranges": [[{"subnet": "@SUBNET@"}]]},
-            },
-            {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true},
-        ],
+    json!({"data": {NETWORK_FILE: canonical(&network), PLUGINS_FILE: plugins("@SUBNET@", None)}})
+}
+
+/// What plugs pods in, after what comes `first`.
+fn plugins(subnet: &str, first: Option<Value>) -> String {
+    let bridge = json!({
+        "type": "bridge",
+        "bridge": "cni0",
+        "isDefaultGateway": true,
+        // A pod reaches itself by its own Service.
+        "hairpinMode": true,
+        // flanneld does that, and only for what leaves the cluster.
+        "ipMasq": false,
+        "mtu": "@MTU@",
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": subnet}]]},
     });
-    json!({"data": {NETWORK_FILE: canonical(&network), PLUGINS_FILE: canonical(&plugins).replace("\"@MTU@\"", "@MTU@")}})
+    let ports = json!({"type": "portmap", "capabilities": {"portMappings": true}, "snat": true});
+    let plugins: Vec<Value> = first.into_iter().chain([bridge, ports]).collect();
+    let list = json!({"cniVersion": "1.0.0", "name": "cbr0", "plugins": plugins});
+    // A number, once it is known.
+    canonical(&list).replace("\"@MTU@\"", "@MTU@")
+}
+
+/// The same for a worker whose container runtime is ours, which fills in the node's network as soon as the node has
+/// one: the node is Ready then, and its first pods are held back until flanneld has made the routes.
+pub(super) fn early_plugins() -> String {
+    let hold = json!({"type": "await", "file": format!("{PLUGINS}/10-flannel.conflist")});
+    plugins("{{.PodCIDR}}", Some(hold))
 }
 
 /// Writes the plugins' configuration once flanneld has written what goes into it, and again if somebody removes it.
+/// A worker may have one that its container runtime wrote, of the same content, to hold its first pods back: it goes.
 /// flanneld names the node's bridge, the first address of the node's network: one less is the network's own.
 const SCRIPT: &str = r#"set -eu
 trap 'exit 0' TERM INT
@@ -81,6 +91,7 @@ while :; do
       echo "$wanted" >/etc/cni/net.d/.10-flannel
       mv /etc/cni/net.d/.10-flannel /etc/cni/net.d/10-flannel.conflist
     fi
+    rm -f /etc/cni/net.d/10-containerd-net.conflist
     pause=10
   fi
   sleep "$pause" &

@@ -369,6 +369,15 @@ fn configuration_is_what_programs_read() {
     let plugins: Value = serde_json::from_str(&plugins).unwrap();
     assert_eq!(plugins["plugins"][0]["mtu"], 1450);
     assert_eq!(plugins["plugins"][0]["ipam"]["ranges"][0][0]["subnet"], "10.1.3.0/24");
+    // What a worker begins with differs by what it waits for.
+    let early = early_network(&Addons::default()).unwrap();
+    let mut early: Value =
+        serde_json::from_str(&early.replace("@MTU@", "1450").replace("{{.PodCIDR}}", "10.1.3.0/24")).unwrap();
+    let first = early["plugins"].as_array_mut().unwrap().remove(0);
+    assert_eq!(first, json!({"type": "await", "file": "/etc/cni/net.d/10-flannel.conflist"}));
+    assert_eq!(early, plugins);
+    let own = Addons { cni: Cni { flannel: None, none: Some(NoNetwork {}) }, ..Addons::default() };
+    assert_eq!(early_network(&own), None);
     let proxy: Value = serde_yaml::from_str(&data("kube-proxy", "config.conf")).unwrap();
     assert_eq!((&proxy["mode"], &proxy["clusterCIDR"]), (&json!("nftables"), &json!("10.1.0.0/16")));
     let kubelet: Value = serde_yaml::from_str(&data("kubelet-config", "kubelet")).unwrap();
