@@ -399,7 +399,7 @@ impl Stage {
 
     /// Asks for the end of a tenant, and leaves it to others to see it gone.
     fn dismiss(&self, name: &str) -> Result<(), Error> {
-        let what = ["delete", "tenantclusters.kaas.dev", name, "--wait=false"];
+        let what = ["delete", "tenantclusters.kaas.dev", name, "--ignore-not-found", "--wait=false"];
         self.kubectl.run(&[&["--namespace", NAMESPACE], what.as_slice()].concat()).map(drop)
     }
 

@@ -109,7 +109,7 @@ impl Kind {
         };
         let pods = format!("/api/v1/namespaces/default/pods/{POD}");
         let mut all = vec![
-            get("log", &format!("{pods}/log?tailLines=1"), "Started"),
+            get("log", &format!("{pods}/log?tailLines=1"), "log.go"),
             get("proxy to a pod", &format!("{pods}:8080/proxy/hostname"), POD),
             get("aggregated API", "/apis/metrics.k8s.io/v1beta1/nodes", "NodeMetricsList"),
         ];
