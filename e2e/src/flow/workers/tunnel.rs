@@ -1,6 +1,7 @@
-//! What goes through the tunnel while API servers come and go: logs, exec, forwarded ports, kubelets, pods and Services by
-//! the API server's proxy, an aggregated API and a webhook. Each is asked for again and again, on a new connection and
-//! without a second attempt; none may fail. What streams lives at least as long as a server that ends serves.
+//! What goes through the tunnel while API servers come and go: logs, exec, forwarded ports, kubelets, pods by the API
+//! server's proxy, an aggregated API and a webhook. Each is asked for again and again, each time on a new connection;
+//! none may fail. What is asked for here is asked once; kubectl goes by its own rules. What streams lives at least as
+//! long as a server that ends serves.
 
 use std::io::Read;
 use std::process::{Child, Stdio};
