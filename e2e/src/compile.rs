@@ -3,6 +3,7 @@
 //! the compiler's last words; nothing half-built is ever used.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,10 @@ use crate::Error;
 use crate::cache::Entry;
 use crate::component::{COMPONENTS, Component};
 use crate::digest;
+use crate::invocation::Invocation;
 use crate::layout::{Cache, Repository};
 use crate::lock::Lock;
+use crate::record::write_whole;
 use crate::terminal::say;
 
 /// No component takes a tenth of it on a slow machine; a hung download is ended by it.
@@ -23,6 +26,8 @@ const BUILD_DEADLINE: Duration = Duration::from_secs(1500);
 const HEARTBEAT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 const TAIL_LINES: usize = 25;
+/// What of this repository is in the operator.
+const OWN_PACKAGES: &[&str] = &["kaas-crds", "kaas-pki", "kaas-lifecycle", "kaas-operator"];
 
 /// Programs by name, each checked against its sum.
 #[derive(Debug, Clone, Default)]
@@ -214,7 +219,9 @@ fn build_variant(
     let name = "kaas-operator";
     // Two clones share the target directory: the binary is taken away before the lock is released.
     let _lock = Lock::exclusive(&cache.locks().join(name), BUILD_DEADLINE)?;
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    drop_of_another_clone(&cargo, repository, cache)?;
+    let mut command = Command::new(cargo);
     command
         .current_dir(repository.root())
         .args(["build", "--release", "--package", name, "--bin", name])
@@ -235,6 +242,24 @@ fn build_variant(
     }
     crate::cache::touch(&directory);
     Ok(program)
+}
+
+/// To cargo the packages of two clones are the same ones, new only where a file is younger than what was built: what
+/// another clone has built goes first.
+fn drop_of_another_clone(cargo: &OsStr, repository: &Repository, cache: &Cache) -> Result<(), Error> {
+    let marker = cache.target().join("release").join("kaas-clone");
+    let own = repository.root().as_os_str().as_encoded_bytes();
+    if std::fs::read(&marker).is_ok_and(|clone| clone == own) {
+        return Ok(());
+    }
+    Invocation::new(cargo)
+        .directory(repository.root())
+        .env("CARGO_TARGET_DIR", cache.target())
+        .args(["clean", "--quiet", "--release"])
+        .args(OWN_PACKAGES.iter().flat_map(|package| ["--package", package]))
+        .within(BUILD_DEADLINE)
+        .run()?;
+    write_whole(&marker, own)
 }
 
 /// Runs a compiler with its output in a log; says so when it takes long, ends it at the deadline.

@@ -2,6 +2,7 @@
 //! something did not happen in time.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -36,11 +37,20 @@ impl Kubectl {
     }
 
     fn invocation(&self, args: &[&str]) -> Invocation {
+        let new = Invocation::new(&self.program).args(args);
+        self.environment().into_iter().fold(new, |invocation, (name, value)| invocation.env(name, value))
+    }
+
+    /// For who wants to start it by himself: it does not end on its own.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(args).envs(self.environment());
+        command
+    }
+
+    fn environment(&self) -> [(&'static str, PathBuf); 2] {
         // Its discovery cache would be written to the home directory.
-        Invocation::new(&self.program)
-            .env("KUBECONFIG", &self.kubeconfig)
-            .env("KUBECACHEDIR", self.kubeconfig.with_extension("cache"))
-            .args(args)
+        [("KUBECONFIG", self.kubeconfig.clone()), ("KUBECACHEDIR", self.kubeconfig.with_extension("cache"))]
     }
 
     /// Runs kubectl and returns what it prints.

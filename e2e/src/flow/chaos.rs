@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::load::{Client, Load, Outcome};
+use super::load::{Client, Load, Outage, Outcome};
 use super::{GONE, NAMESPACE, POLL, SOON, Stage, claim, scale, settled};
 use crate::Error;
 use crate::cgroup::Hierarchies;
@@ -93,7 +93,13 @@ fn foundation(stage: &Stage, name: &str) -> Result<Foundation, Error> {
 /// Follows the condition Ready from outside.
 struct Witness {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<(Instant, String)>>,
+    thread: Option<JoinHandle<Vec<(Instant, String)>>>,
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Witness {
@@ -119,18 +125,17 @@ impl Witness {
             }
             turns
         });
-        Ok(Self { stop, thread })
+        Ok(Self { stop, thread: Some(thread) })
     }
 
-    fn finish(self) -> Vec<(Instant, String)> {
+    fn finish(mut self) -> Vec<(Instant, String)> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_default()
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
 }
 
 /// Ready stays True while requests succeed, and is False soon after they no longer do.
-fn judge(turns: &[(Instant, String)], outcome: &Outcome) -> Result<(), Error> {
-    let outages = outcome.of(Client::Fresh).outages;
+fn judge(turns: &[(Instant, String)], outages: &[Outage]) -> Result<(), Error> {
     for (position, (at, ready)) in turns.iter().enumerate() {
         if ready == "True" {
             continue;
@@ -157,62 +162,79 @@ fn judge(turns: &[(Instant, String)], outcome: &Outcome) -> Result<(), Error> {
     Ok(())
 }
 
-/// Breaks something while clients go on, and waits until everything is as it was.
-fn broken(
-    stage: &Stage,
-    name: &str,
-    what: &str,
-    deed: impl FnOnce() -> Result<(), Error>,
-) -> Result<Outcome, Error> {
-    stage.await_settled(name)?;
-    let before = foundation(stage, name)?;
-    let kubectl = stage.tenant_kubectl(name)?;
-    let _ = kubectl.run(&["delete", "configmap", "kept", "--ignore-not-found"])?;
-    kubectl.run(&["create", "configmap", "kept", "--from-literal=data=whole"])?;
-    let witness = Witness::start(stage, name)?;
-    let load = Load::start(&stage.tenant_kubeconfig(name)?)?;
-    let started = Instant::now();
-    let result = deed().and_then(|()| {
-        // Something must go wrong, or be seen to go on, before "settled" means anything.
-        std::thread::sleep(Duration::from_secs(3));
-        let serving = || {
-            let now = load.so_far();
-            let fresh = now.of(Client::Fresh);
-            match fresh.outages.last() {
-                Some(outage) if outage.end.is_none() => Err("requests fail".to_owned()),
-                _ => Ok(()),
-            }
-        };
-        wait::until("requests to succeed again", super::READY, POLL, serving, || stage.kubectl.report())?;
-        stage.await_settled(name).map(drop)?;
-        pods_ready(stage, name)?;
-        std::thread::sleep(AFTERMATH);
-        Ok(())
-    });
-    let seconds = started.elapsed().as_secs_f32();
-    let outcome = load.finish();
-    let turns = witness.finish();
-    let told: Vec<String> = turns
-        .iter()
-        .map(|(at, ready)| format!("{ready} at {:.1} s", at.saturating_duration_since(started).as_secs_f32()))
-        .collect();
-    say(format!("  {what} ({seconds:.1} s): {}; Ready: {}", outcome.line(), told.join(", ")));
-    let details = outcome.details();
-    if !details.is_empty() {
-        say(format!("  {details}"));
+/// A tenant that is broken in one way after the other, each time until everything is as it was. What is said of it is
+/// followed from the first deed to some time after the last.
+struct Trial<'a> {
+    stage: &'a Stage,
+    name: &'a str,
+    started: Instant,
+    witness: Witness,
+    outages: Vec<Outage>,
+}
+
+impl<'a> Trial<'a> {
+    fn start(stage: &'a Stage, name: &'a str) -> Result<Self, Error> {
+        stage.await_settled(name)?;
+        let witness = Witness::start(stage, name)?;
+        Ok(Self { stage, name, started: Instant::now(), witness, outages: Vec::new() })
     }
-    result?;
-    judge(&turns, &outcome)?;
-    let after = foundation(stage, name)?;
-    claim(before == after, || format!("something was made anew: {before:?} became {after:?}"))?;
-    let read = kubectl.run(&["get", "configmap", "kept", "--output", "jsonpath={.data.data}"])?;
-    claim(read == "whole", || format!("what was written before reads `{read}`"))?;
-    // A server that died before it told of a change has a successor that does not know of it (410): a client lists.
-    let whole = outcome.lists > 0 || outcome.lost.is_empty();
-    claim(whole && outcome.repeated.is_empty(), || {
-        format!("the watch missed or repeated changes: {}", outcome.details())
-    })?;
-    Ok(outcome)
+
+    /// Breaks something while clients go on, and waits until everything is as it was.
+    fn broken(&mut self, what: &str, deed: impl FnOnce() -> Result<(), Error>) -> Result<Outcome, Error> {
+        let (stage, name) = (self.stage, self.name);
+        let before = foundation(stage, name)?;
+        let kubectl = stage.tenant_kubectl(name)?;
+        let _ = kubectl.run(&["delete", "configmap", "kept", "--ignore-not-found"])?;
+        kubectl.run(&["create", "configmap", "kept", "--from-literal=data=whole"])?;
+        let load = Load::start(&stage.tenant_kubeconfig(name)?)?;
+        let started = Instant::now();
+        let result = deed().and_then(|()| {
+            // Something must go wrong, or be seen to go on, before "settled" means anything.
+            std::thread::sleep(Duration::from_secs(3));
+            let serving = || {
+                let now = load.so_far();
+                let fresh = now.of(Client::Fresh);
+                match fresh.outages.last() {
+                    Some(outage) if outage.end.is_none() => Err("requests fail".to_owned()),
+                    _ => Ok(()),
+                }
+            };
+            let report = || stage.kubectl.report();
+            wait::until("requests to succeed again", super::READY, POLL, serving, report)?;
+            stage.await_settled(name).map(drop)?;
+            pods_ready(stage, name)
+        });
+        let seconds = started.elapsed().as_secs_f32();
+        let outcome = load.finish();
+        say(format!("  {what} ({seconds:.1} s): {}", outcome.line()));
+        let details = outcome.details();
+        if !details.is_empty() {
+            say(format!("  {details}"));
+        }
+        self.outages.extend(outcome.of(Client::Fresh).outages);
+        result?;
+        let after = foundation(stage, name)?;
+        claim(before == after, || format!("something was made anew: {before:?} became {after:?}"))?;
+        let read = kubectl.run(&["get", "configmap", "kept", "--output", "jsonpath={.data.data}"])?;
+        claim(read == "whole", || format!("what was written before reads `{read}`"))?;
+        // A server that died before it told of a change has a successor that does not know of it (410): a client lists.
+        let whole = outcome.lists > 0 || outcome.lost.is_empty();
+        claim(whole && outcome.repeated.is_empty(), || {
+            format!("the watch missed or repeated changes: {}", outcome.details())
+        })?;
+        Ok(outcome)
+    }
+
+    /// What was said of it was true.
+    fn end(self) -> Result<(), Error> {
+        std::thread::sleep(AFTERMATH);
+        let turns = self.witness.finish();
+        let seconds = |at: &Instant| at.saturating_duration_since(self.started).as_secs_f32();
+        let told: Vec<String> =
+            turns.iter().map(|(at, ready)| format!("{ready} at {:.1} s", seconds(at))).collect();
+        say(format!("  Ready: {}", told.join(", ")));
+        judge(&turns, &self.outages)
+    }
 }
 
 fn pods_ready(stage: &Stage, name: &str) -> Result<(), Error> {
@@ -231,31 +253,20 @@ fn pods_ready(stage: &Stage, name: &str) -> Result<(), Error> {
     wait::until("all pods of the control plane to be ready", SOON, POLL, check, || stage.kubectl.report())
 }
 
-/// The process of the only etcd member dies; its pod, and so its address, stays.
-pub(super) fn the_member_comes_back(stage: &Stage) -> Result<(), Error> {
-    let home = stage.home(TENANT)?;
-    broken(stage, TENANT, "the only member is killed", || kill(stage, &["etcd --name=etcd-0", &home]))
-        .map(drop)
-}
-
-/// Whole pods go, and processes that clients hold connections to.
+/// Processes that clients hold connections to, and a whole pod.
 pub(super) fn processes_come_back(stage: &Stage) -> Result<(), Error> {
+    let mut trial = Trial::start(stage, TENANT)?;
     let home = stage.home(TENANT)?;
-    broken(stage, TENANT, "the only member's pod is deleted", || delete_pod(stage, &home, "etcd-0"))?;
-    broken(stage, TENANT, "the only API server is killed", || {
-        kill(stage, &["kube-apiserver --secure-port", &home])
-    })?;
-    broken(stage, TENANT, "the controllers are killed", || {
-        kill(
-            stage,
-            &[
-                "kube-controller-manager --controllers",
-                "HOSTNAME=kube-controllers",
-                &controllers(stage, &home)?,
-            ],
-        )
-    })
-    .and_then(|outcome| scale::nothing_failed(&outcome))
+    // Its pod, and so its address, stays.
+    trial.broken("the only member is killed", || kill(stage, &["etcd --name=etcd-0", &home]))?;
+    trial.broken("the only member's pod is deleted", || delete_pod(stage, &home, "etcd-0"))?;
+    trial
+        .broken("the only API server is killed", || kill(stage, &["kube-apiserver --secure-port", &home]))?;
+    let controllers = controllers(stage, &home)?;
+    let words = ["kube-controller-manager --controllers", "HOSTNAME=kube-controllers", &controllers];
+    let outcome = trial.broken("the controllers are killed", || kill(stage, &words))?;
+    scale::nothing_failed(&outcome)?;
+    trial.end()
 }
 
 fn delete_pod(stage: &Stage, home: &str, pod: &str) -> Result<(), Error> {
@@ -270,28 +281,73 @@ fn controllers(stage: &Stage, home: &str) -> Result<String, Error> {
     stage.kubectl.run(&["--namespace", home, "get", "pods", "--selector", selector, "--output", path])
 }
 
-pub(super) fn a_leader_is_lost(stage: &Stage) -> Result<(), Error> {
-    let name = "trio";
+/// Three members and two API servers.
+fn three(storage: &Value) -> Value {
     let mut spec = super::small(super::known_version());
-    for (pointer, value) in [("/etcd/replicas", 3), ("/controlPlane/replicas", 2)] {
+    for (pointer, value) in
+        [("/etcd", json!({"replicas": 3, "storage": storage})), ("/controlPlane/replicas", json!(2))]
+    {
         if let Some(place) = spec.pointer_mut(pointer) {
-            *place = json!(value);
+            *place = value;
         }
     }
-    stage.apply_tenant(name, spec)?;
-    stage.await_settled(name)?;
+    spec
+}
+
+/// The pod of the leader goes, its data stays.
+pub(super) fn a_leader_is_lost(stage: &Stage) -> Result<(), Error> {
+    let name = "trio";
+    stage.apply_tenant(name, three(&json!({"persistent": {"size": "1Gi"}})))?;
+    let mut trial = Trial::start(stage, name)?;
     let home = stage.home(name)?;
-    let killed = broken(stage, name, "the leader of three is killed", || {
+    let outcome = trial.broken("the pod of the leader of three is deleted", || {
+        let leader = scale::leader(stage, name)?;
+        delete_pod(stage, &home, &leader)
+    })?;
+    gap_at_most(&outcome, ELECTION_GAP)?;
+    trial.end()?;
+    remove(stage, name)
+}
+
+/// Members whose data goes with their pods. Of three one is made anew, and nobody loses anything; the only one of
+/// another tenant is reported as lost, and nothing takes its place unasked.
+pub(super) fn members_are_lost(stage: &Stage) -> Result<(), Error> {
+    let (name, lone) = ("fleeting", "lone");
+    let ephemeral = json!({"ephemeral": {}});
+    stage.apply_tenant(name, three(&ephemeral))?;
+    let mut only = super::small(super::known_version());
+    if let Some(storage) = only.pointer_mut("/etcd/storage") {
+        *storage = ephemeral;
+    }
+    stage.apply_tenant(lone, only)?;
+    one_of_three(stage, name)?;
+    stage.dismiss(name)?;
+
+    stage.await_settled(lone)?;
+    delete_pod(stage, &stage.home(lone)?, "etcd-0")?;
+    let told = |object: &Value| {
+        let lost =
+            |kind: &str| reason(object, kind) == Some("DataLost") && condition(object, kind) == Some("False");
+        match lost("EtcdHealthy") && lost("Ready") {
+            true => Ok(()),
+            false => Err(at(object, "/status/conditions").to_string()),
+        }
+    };
+    stage.await_tenant(lone, "to say that its data is lost", told)?;
+    std::thread::sleep(AFTERMATH);
+    told(&stage.tenant(lone)?).map_err(|now| Error::Invalid(format!("something was made anew: {now}")))?;
+    stage.dismiss(lone)
+}
+
+fn one_of_three(stage: &Stage, name: &str) -> Result<(), Error> {
+    let mut trial = Trial::start(stage, name)?;
+    let home = stage.home(name)?;
+    let killed = trial.broken("the leader of three is killed", || {
         let leader = scale::leader(stage, name)?;
         kill(stage, &[&format!("etcd --name={leader}"), &home])
     })?;
     gap_at_most(&killed, ELECTION_GAP)?;
-    let deleted = broken(stage, name, "the pod of the leader of three is deleted", || {
-        let leader = scale::leader(stage, name)?;
-        delete_pod(stage, &home, &leader)
-    })?;
-    gap_at_most(&deleted, ELECTION_GAP)?;
-    let server = broken(stage, name, "one of two API servers is killed", || {
+    let server = trial.broken("one of two API servers is killed", || {
         let found = processes(stage, &["kube-apiserver --secure-port", &home])?;
         let pid = found.first().and_then(|pid| Pid::from_raw(*pid));
         let pid = pid.ok_or_else(|| Error::Invalid("there is no API server to kill".to_owned()))?;
@@ -299,24 +355,11 @@ pub(super) fn a_leader_is_lost(stage: &Stage) -> Result<(), Error> {
             .map_err(|error| Error::io("kill", format!("process {pid:?}"))(error.into()))
     })?;
     gap_at_most(&server, Duration::from_secs(3))?;
-    remove(stage, name)
-}
-
-/// Members whose data goes with their pods: one of three is made anew and nobody loses anything; the only one is
-/// reported as lost, and nothing takes its place unasked.
-pub(super) fn data_is_lost(stage: &Stage) -> Result<(), Error> {
-    let name = "fleeting";
-    let mut spec = super::small(super::known_version());
-    if let Some(etcd) = spec.pointer_mut("/etcd") {
-        *etcd = json!({"replicas": 3, "storage": {"ephemeral": {}}});
-    }
-    stage.apply_tenant(name, spec.clone())?;
-    stage.await_settled(name)?;
     let before = scale::membership(stage, name)?;
     // The leader: until there is another nobody can be removed, and its pod is back before that.
     let lost = scale::leader(stage, name)?;
-    let outcome = broken(stage, name, "the leader of three loses its data", || {
-        delete_pod(stage, &stage.home(name)?, &lost)?;
+    let outcome = trial.broken("the leader of three loses its data", || {
+        delete_pod(stage, &home, &lost)?;
         stage.await_tenant(name, "to replace the member", |object| {
             match condition(object, "EtcdHealthy") {
                 Some("True") if settled(object).is_ok() => Ok(()),
@@ -330,31 +373,11 @@ pub(super) fn data_is_lost(stage: &Stage) -> Result<(), Error> {
     claim(after.voters == before.voters && after.id_of(&lost) != before.id_of(&lost), || {
         format!("{lost} was to be another member under its name: {before:?} became {after:?}")
     })?;
-    remove(stage, name)?;
-
-    if let Some(members) = spec.pointer_mut("/etcd/replicas") {
-        *members = json!(1);
-    }
-    stage.apply_tenant(name, spec)?;
-    stage.await_settled(name)?;
-    delete_pod(stage, &stage.home(name)?, "etcd-0")?;
-    let told = |object: &Value| {
-        let lost =
-            |kind: &str| reason(object, kind) == Some("DataLost") && condition(object, kind) == Some("False");
-        match lost("EtcdHealthy") && lost("Ready") {
-            true => Ok(()),
-            false => Err(at(object, "/status/conditions").to_string()),
-        }
-    };
-    stage.await_tenant(name, "to say that its data is lost", told)?;
-    std::thread::sleep(AFTERMATH);
-    told(&stage.tenant(name)?).map_err(|now| Error::Invalid(format!("something was made anew: {now}")))?;
-    remove(stage, name)
+    trial.end()
 }
 
 fn gap_at_most(outcome: &Outcome, most: Duration) -> Result<(), Error> {
-    let longest =
-        outcome.of(Client::Fresh).outages.iter().map(super::load::Outage::lasted).max().unwrap_or_default();
+    let longest = outcome.of(Client::Fresh).outages.iter().map(Outage::lasted).max().unwrap_or_default();
     claim(longest <= most, || {
         format!(
             "new connections failed for {:.2} s, at most {} s are allowed",
@@ -429,10 +452,10 @@ fn holder(stage: &Stage) -> Result<String, Error> {
 pub(super) fn the_kubelet_is_away(stage: &Stage) -> Result<(), Error> {
     let name = "orphan";
     stage.apply_tenant(name, super::small(super::known_version()))?;
-    stage.await_settled(name)?;
     let kubelet = stage.ground()?.cluster.borrow().record.daemons.get("kubelet").cloned();
     let kubelet = kubelet.ok_or_else(|| Error::Invalid("the cluster has no kubelet".to_owned()))?;
-    let result = broken(stage, name, "the kubelet is away", || {
+    let mut trial = Trial::start(stage, name)?;
+    let result = trial.broken("the kubelet is away", || {
         kubelet.freeze();
         std::thread::sleep(AWAY);
         kubelet.thaw();
@@ -441,14 +464,13 @@ pub(super) fn the_kubelet_is_away(stage: &Stage) -> Result<(), Error> {
     // Whatever happened: the next flow has a node.
     kubelet.thaw();
     result?;
+    trial.end()?;
     remove(stage, name)
 }
 
 /// Takes a flow's own tenant away.
 pub(super) fn remove(stage: &Stage, name: &str) -> Result<(), Error> {
-    let timeout = format!("--timeout={}s", GONE.as_secs());
-    let what = ["delete", "tenantclusters.kaas.dev", name, "--wait=false", &timeout];
-    stage.kubectl.run(&[&["--namespace", NAMESPACE], what.as_slice()].concat())?;
+    stage.dismiss(name)?;
     let gone = || {
         let args = ["--namespace", NAMESPACE, "get", "tenantclusters.kaas.dev", name, "--ignore-not-found"];
         match stage.kubectl.run(&args).map_err(|error| error.to_string())? {

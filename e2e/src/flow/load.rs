@@ -68,8 +68,8 @@ pub(super) struct Failure {
 pub(super) struct Count {
     pub(super) requests: u64,
     pub(super) failures: Vec<Failure>,
-    /// Requests that a server refused before it looked at them, by HTTP/2's own word for it. The protocol says
-    /// that they may be sent again, and they are.
+    /// Requests that were not sent any more, or that a server refused before it looked at them, by HTTP/2's own word
+    /// for it. The protocol says that they may be sent again, and they are.
     pub(super) moved: u64,
     /// The longest time between two answers.
     pub(super) gap: Duration,
@@ -578,8 +578,12 @@ impl From<String> for Refused {
     }
 }
 
-/// HTTP/2's word for a request that came after the server had said goodbye (RFC 9113, 6.8 and 8.7).
+/// HTTP/2's word for a request that came after the server had said goodbye (RFC 9113, 6.8 and 8.7), or a request of which
+/// nothing was sent before the connection ended.
 fn unprocessed(error: &hyper::Error) -> bool {
+    if error.is_canceled() {
+        return true;
+    }
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
         if let Some(reset) = inner.downcast_ref::<h2::Error>() {

@@ -17,19 +17,6 @@ use crate::wait;
 const FIRST_STEP_GAP: Duration = Duration::from_secs(3);
 const TENANT: &str = "green";
 
-pub(super) fn api_servers(stage: &Stage) -> Result<(), Error> {
-    for replicas in [3, 1] {
-        let spec = json!({"controlPlane": {"replicas": replicas}});
-        let outcome = under_load(stage, &format!("{replicas} API servers"), || {
-            stage.change(TENANT, &spec)?;
-            stage.await_settled(TENANT)?;
-            await_pods(stage, TENANT, "kube-apiserver", replicas)
-        })?;
-        nothing_failed(&outcome)?;
-    }
-    Ok(())
-}
-
 pub(super) fn members(stage: &Stage) -> Result<(), Error> {
     walk(stage, &[3, 1])
 }
@@ -184,10 +171,6 @@ pub(super) fn await_pods(stage: &Stage, name: &str, component: &str, wanted: usi
     };
     let what = format!("{wanted} pods of {component}");
     wait::until(&what, READY, POLL, check, || stage.kubectl.report())
-}
-
-fn under_load(stage: &Stage, what: &str, step: impl FnOnce() -> Result<(), Error>) -> Result<Outcome, Error> {
-    under_load_of(stage, TENANT, what, step)
 }
 
 /// Runs a step while clients go on, and tells what they saw.

@@ -1,6 +1,7 @@
 //! Tenants that run something: a pool of two workers that are pods, and what its users do with it, to it, and against
 //! it. Each flow asks for the pool as it needs it, and finds what the one before left.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -13,12 +14,16 @@ use crate::kubectl::{Kubectl, at, condition};
 use crate::terminal::say;
 use crate::wait;
 
+mod conformance;
 mod daily;
 mod departure;
 mod external;
 mod forgery;
+mod forward;
+mod gate;
 mod pool;
 mod refusal;
+mod tunnel;
 mod workload;
 
 const TENANT: &str = "busy";
@@ -35,15 +40,26 @@ const LOCAL: Option<&str> =
 pub(super) const FLOWS: &[Flow] = &[
     Flow { name: "a pool of two workers becomes Ready", local_only: LOCAL, run: pool::two_become_ready },
     Flow {
+        name: "a StatefulSet with volumes and a webhook run on workers",
+        local_only: LOCAL,
+        run: workload::volumes_and_a_webhook,
+    },
+    Flow {
         name: "run, logs, exec, port-forward, top, expose, DNS and Services work",
         local_only: LOCAL,
         run: daily::everything_works,
     },
     Flow {
-        name: "a StatefulSet with volumes, a webhook and an autoscaler run on workers",
+        name: "issuer discovery, host ports, headless names, affinity and kubelets' proxies work",
         local_only: LOCAL,
-        run: workload::three_kinds,
+        run: conformance::what_is_certified,
     },
+    Flow {
+        name: "API servers scale 1 -> 3 -> 1 under load, and so does the tunnel",
+        local_only: LOCAL,
+        run: tunnel::goes_on_while_servers_roll,
+    },
+    Flow { name: "an autoscaler adds a pod by its use", local_only: LOCAL, run: workload::it_grows },
     Flow {
         name: "labels and taints of a pool change in place",
         local_only: LOCAL,
@@ -53,6 +69,11 @@ pub(super) const FLOWS: &[Flow] = &[
         name: "nobody gets a certificate or a Secret of a worker by asking",
         local_only: LOCAL,
         run: forgery::workers_are_not_impersonated,
+    },
+    Flow {
+        name: "a platform that offers no pods any more says so, and takes none away",
+        local_only: LOCAL,
+        run: refusal::pods_are_switched_off,
     },
     Flow { name: "a pool scales 2 -> 3 -> 1", local_only: LOCAL, run: pool::scales },
     Flow {
@@ -66,9 +87,9 @@ pub(super) const FLOWS: &[Flow] = &[
         run: departure::a_budget_is_respected,
     },
     Flow {
-        name: "a changed template rolls the workers",
+        name: "a pool that cannot be is a condition, and others go on",
         local_only: LOCAL,
-        run: departure::a_template_rolls,
+        run: refusal::bad_pools_are_told,
     },
     Flow {
         name: "a machine of one's own joins by the printed command",
@@ -76,14 +97,14 @@ pub(super) const FLOWS: &[Flow] = &[
         run: external::a_machine_of_ones_own_joins,
     },
     Flow {
-        name: "a pool that cannot be is a condition, and others go on",
-        local_only: LOCAL,
-        run: refusal::bad_pools_are_told,
-    },
-    Flow {
-        name: "at rest with workers the operator writes nothing",
+        name: "at rest, with workers and without, the operator writes nothing",
         local_only: Some("it reads the API server's audit log"),
         run: pool::rest_is_silent,
+    },
+    Flow {
+        name: "a changed template rolls the workers",
+        local_only: LOCAL,
+        run: departure::a_template_rolls,
     },
     Flow {
         name: "a tenant with workers is deleted, whatever blocks",
@@ -161,6 +182,10 @@ fn workers(stage: &Stage) -> Result<Vec<Value>, Error> {
 /// Names of the objects of a list.
 fn names(list: &[Value]) -> Vec<String> {
     list.iter().map(|object| text(object, "/metadata/name")).collect()
+}
+
+fn uids(list: &[Value]) -> BTreeSet<String> {
+    list.iter().map(|object| text(object, "/metadata/uid")).collect()
 }
 
 fn text(object: &Value, pointer: &str) -> String {

@@ -22,7 +22,7 @@ use crate::plan::Plan;
 use crate::rollout::{self, Count};
 use crate::validated::{Problem, data_lost};
 use crate::verdict::{Is, Verdict, conditions};
-use crate::workers::report as workers;
+use crate::workers::report::{self as workers, Tally};
 
 /// Evidence of a request through the endpoint counts for so long, in seconds: two probes and their time-outs.
 const FRESH_SECONDS: i64 = 25;
@@ -362,10 +362,11 @@ fn blocked_deletion(observed: &Observed) -> Option<String> {
         return None;
     }
     let Some(namespace) = observed.own_namespace() else {
-        let left = observed.workers.as_ref().map(|workers| workers.left).filter(|left| *left > 0)?;
+        let workers = observed.workers.as_ref().filter(|workers| workers.left > 0)?;
+        let words = workers.blocked.as_ref().map(|words| format!(". {words}")).unwrap_or_default();
         return Some(format!(
-            "{left} workers of this cluster are left; kubectl get workers in namespace {} says what keeps each of them",
-            observed.tenant.namespace
+            "{} workers of this cluster are left; kubectl get workers in namespace {} says what keeps each of them{words}",
+            workers.left, observed.tenant.namespace
         ));
     };
     let pods = observed.pods.iter().map(|pod| format!("Pod {} is still there", pod.name));
@@ -452,9 +453,10 @@ fn roll_step(observed: &Observed) -> String {
 
 fn deletion_step(observed: &Observed) -> String {
     match observed.own_namespace() {
-        None => match observed.workers.as_ref().map(|workers| workers.left) {
-            Some(0) => "removing the finalizer".into(),
-            Some(left) => format!("waiting for {left} workers"),
+        None => match &observed.workers {
+            Some(Tally { left: 0, .. }) => "removing the finalizer".into(),
+            Some(Tally { left, blocked: Some(words), .. }) => format!("waiting for {left} workers; {words}"),
+            Some(Tally { left, .. }) => format!("waiting for {left} workers"),
             None => "waiting for a look at its workers".into(),
         },
         Some(namespace) if !observed.pods.is_empty() => {

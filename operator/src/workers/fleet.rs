@@ -193,7 +193,7 @@ impl Fleet {
         }
         let pools: Vec<WorkerPool> =
             self.pools(namespace, cluster).iter().map(|pool| WorkerPool::clone(pool)).collect();
-        Some(tally(&pools, self.workers_of(uid).len()))
+        Some(tally(&pools, self.workers_of(uid).iter().map(Arc::as_ref)))
     }
 
     /// Wakes a worker.

@@ -1,21 +1,18 @@
 //! What a person does with a cluster that has workers, as they type it: pods on two workers that reach each other by
 //! address, Service and name, and everything that kubectl reaches through the tunnel.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::{WORKERS_READY, agnhost, await_pod, names, nodes, pool_of_two, text, told, until};
+use super::forward::Forward;
+use super::{TENANT, WORKERS_READY, agnhost, await_pod, names, nodes, pool_of_two, text, told, until};
 use crate::Error;
 use crate::flow::{SOON, Stage, claim};
-use crate::kubectl::{Kubectl, at};
+use crate::kubectl::{Kubectl, at, condition};
 
 const SERVER: &str = "web";
 const CLIENT: &str = "asker";
-const ANSWER: Duration = Duration::from_secs(5);
 
 pub(super) fn everything_works(stage: &Stage) -> Result<(), Error> {
     let kubectl = pool_of_two(stage)?;
@@ -40,11 +37,12 @@ fn play(stage: &Stage, kubectl: &Kubectl) -> Result<(), Error> {
     names_resolve(kubectl)?;
     let log = kubectl.run(&["logs", SERVER])?;
     claim(log.contains("HTTP server"), || format!("the log of {SERVER} is `{log}`"))?;
-    forwarded(stage, kubectl)?;
+    forwarded(kubectl)?;
     proxied(kubectl, &workers)?;
     let node = |pod: &Value| text(pod, "/spec/nodeName");
     claim(node(&server) != node(&client), || "both pods are on one worker".to_owned())?;
-    used(kubectl)
+    used(kubectl)?;
+    stage.await_tenant(TENANT, "to have all addons", addons_ready).map(drop)
 }
 
 /// `kubectl run`, on a worker.
@@ -96,56 +94,8 @@ fn names_resolve(kubectl: &Kubectl) -> Result<(), Error> {
     claim(reverse.contains(&full), || format!("{address} is {full}, DNS says {reverse}"))
 }
 
-/// `kubectl port-forward` for as long as it lives. It writes a line for each connection, and ends when nobody reads it.
-struct Forward {
-    child: Child,
-    address: SocketAddr,
-    _lines: BufReader<ChildStdout>,
-}
-
-impl Drop for Forward {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Forward {
-    fn start(stage: &Stage, kubectl: &Kubectl, to: &str) -> Result<Self, Error> {
-        let mut command = Command::new(&stage.program);
-        command.args(["port-forward", to, ":80"]).env("KUBECONFIG", kubectl.kubeconfig());
-        let mut command = crate::process::dying_with_us(&command);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().map_err(Error::io("start", &stage.program))?;
-        let mut first = String::new();
-        let lines = child.stdout.take().map(BufReader::new).map(|mut lines| {
-            // The address, or it ends.
-            let _ = lines.read_line(&mut first);
-            lines
-        });
-        let address = first.split_whitespace().find_map(|word| word.parse::<SocketAddr>().ok());
-        match (lines, address) {
-            (Some(lines), Some(address)) => Ok(Self { child, address, _lines: lines }),
-            _ => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(Error::Invalid(format!("kubectl port-forward {to} says `{first}`")))
-            }
-        }
-    }
-
-    fn ask(&self, path: &str) -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&self.address, ANSWER)?;
-        stream.set_read_timeout(Some(ANSWER))?;
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: forwarded\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
-    }
-}
-
-fn forwarded(stage: &Stage, kubectl: &Kubectl) -> Result<(), Error> {
-    let forward = Forward::start(stage, kubectl, &format!("service/{SERVER}"))?;
+fn forwarded(kubectl: &Kubectl) -> Result<(), Error> {
+    let forward = Forward::start(kubectl, &format!("service/{SERVER}"), 80)?;
     for _ in 0..3 {
         let heard = forward.ask("/hostname").map_err(Error::io("ask", "a forwarded port"))?;
         claim(heard.ends_with(SERVER), || format!("the forwarded port says `{heard}`"))?;
@@ -167,6 +117,14 @@ fn proxied(kubectl: &Kubectl, workers: &[String]) -> Result<(), Error> {
     Ok(())
 }
 
+/// The tenant says that all addons run.
+pub(super) fn addons_ready(tenant: &Value) -> Result<(), String> {
+    match condition(tenant, "AddonsReady") {
+        Some("True") => Ok(()),
+        _ => Err(at(tenant, "/status/conditions").to_string()),
+    }
+}
+
 /// metrics-server has two samples of everything after half a minute.
 fn used(kubectl: &Kubectl) -> Result<(), Error> {
     let started = Instant::now();
@@ -182,6 +140,6 @@ fn used(kubectl: &Kubectl) -> Result<(), Error> {
     }
     told("kubectl top tells of nodes and pods after", started);
     let metrics = kubectl.read(&["get", "apiservices", "v1beta1.metrics.k8s.io"])?;
-    let available = crate::kubectl::condition(&metrics, "Available");
+    let available = condition(&metrics, "Available");
     claim(available == Some("True"), || format!("the metrics API is {}", at(&metrics, "/status")))
 }

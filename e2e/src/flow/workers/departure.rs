@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use super::{
     POOL, TENANT, WORKERS_READY, agnhost, apply_pool, await_pool, await_workers, machines, names, nodes,
-    nothing_is_left_over, pool_of_two, pool_spec, text, told, workers,
+    nothing_is_left_over, pool_of_two, pool_spec, text, told, uids, workers,
 };
 use crate::Error;
-use crate::flow::{GONE, NAMESPACE, POLL, Stage, chaos, claim};
+use crate::flow::{GONE, NAMESPACE, POLL, SOON, Stage, chaos, claim};
 use crate::kubectl::{Kubectl, at, condition, reason};
 use crate::terminal::say;
 use crate::wait;
@@ -21,6 +21,8 @@ const GUARDED: &str = "guarded";
 const HELD: Duration = Duration::from_secs(6);
 /// Workers of a pool that rolls are counted so often.
 const LOOK: Duration = Duration::from_millis(500);
+/// Somebody's finalizer on a machine.
+const HOLD: &str = "example.com/hold";
 /// More than the default, to be seen on the node.
 const MAX_PODS: usize = 120;
 
@@ -97,10 +99,6 @@ fn guarded(kubectl: &Kubectl) -> Result<Vec<Value>, Error> {
     Ok(at(&pods, "/items").as_array().cloned().unwrap_or_default())
 }
 
-fn uids(list: &[Value]) -> BTreeSet<String> {
-    list.iter().map(|object| text(object, "/metadata/uid")).collect()
-}
-
 /// The worker that says that its drain is blocked.
 fn blocked(stage: &Stage) -> Result<Value, String> {
     let workers = workers(stage).map_err(|error| error.to_string())?;
@@ -144,18 +142,27 @@ pub(super) fn a_template_rolls(stage: &Stage) -> Result<(), Error> {
             format!("{} takes {} pods", text(&node, "/metadata/name"), at(&node, "/status/allocatable/pods"))
         })?;
     }
-    apply_pool(stage, POOL, pool_spec(2))?;
-    await_workers(stage, POOL, 2).map(drop)
+    Ok(())
 }
 
-/// A budget that nothing satisfies and a pod that does not end on its own have no say in the end of a tenant.
+/// A budget that nothing satisfies, an API server that is gone for good and a machine that somebody holds on to: the
+/// last alone has a say in the end of a tenant, and is named until it is let go.
 pub(super) fn a_tenant_with_workers_goes(stage: &Stage) -> Result<(), Error> {
-    let kubectl = pool_of_two(stage)?;
+    let kubectl = two_as_they_are(stage)?;
     guard(&kubectl)?;
     let (home, machines) = (stage.home(TENANT)?, machines(stage)?);
+    let held = names(&workers(stage)?).into_iter().next().unwrap_or_default();
+    hold(stage, &machines, &held, &json!([HOLD]))?;
+    silence(stage, &kubectl, &home)?;
+    let started = Instant::now();
+    stage.dismiss(TENANT)?;
+    let result = named(stage, &held);
+    told("what holds up the end of a tenant is named", started);
+    hold(stage, &machines, &held, &Value::Null)?;
+    result?;
     let started = Instant::now();
     chaos::remove(stage, TENANT)?;
-    told("a tenant with two workers and a budget that blocks is gone", started);
+    told("let go -> a tenant with two workers, a budget that blocks and no API server is gone", started);
     claim(workers(stage)?.is_empty(), || "Workers are left".to_owned())?;
     for namespace in [&home, &machines] {
         let gone = || {
@@ -181,4 +188,62 @@ pub(super) fn a_tenant_with_workers_goes(stage: &Stage) -> Result<(), Error> {
         stage.kubectl.read(&["--namespace", NAMESPACE, "get", "workerpools.kaas.dev,workers.kaas.dev"])?;
     let left = names(at(&left, "/items").as_array().map(Vec::as_slice).unwrap_or_default());
     claim(left.is_empty(), || format!("left: {left:?}"))
+}
+
+/// The pool with two workers, of whatever template it has.
+fn two_as_they_are(stage: &Stage) -> Result<Kubectl, Error> {
+    let pool = ["--namespace", NAMESPACE, "scale", "workerpools.kaas.dev", POOL, "--replicas=2"];
+    match stage.kubectl.run(&pool) {
+        Ok(_) => {
+            await_workers(stage, POOL, 2)?;
+            stage.tenant_kubectl(TENANT)
+        }
+        Err(_) => pool_of_two(stage),
+    }
+}
+
+/// Puts finalizers on a machine, or takes them away.
+fn hold(stage: &Stage, machines: &str, name: &str, finalizers: &Value) -> Result<(), Error> {
+    let patch = json!({"metadata": {"finalizers": finalizers}}).to_string();
+    let what = ["patch", "pod", name, "--type=merge", "--patch", &patch];
+    stage.kubectl.run(&[&["--namespace", machines], what.as_slice()].concat()).map(drop)
+}
+
+/// Ends the tenant's API servers, and lets none come back.
+fn silence(stage: &Stage, kubectl: &Kubectl, home: &str) -> Result<(), Error> {
+    let quota = json!({
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": home},
+        "spec": {"hard": {"pods": "0"}},
+    });
+    stage.kubectl.apply(&quota.to_string())?;
+    let selector = "--selector=app.kubernetes.io/name=kube-apiserver";
+    let what = ["delete", "pods", selector, "--grace-period=0", "--force"];
+    stage.kubectl.run(&[&["--namespace", home], what.as_slice()].concat())?;
+    let silent = || match kubectl.run(&["get", "--raw", "/readyz"]) {
+        Ok(_) => Err("it answers".to_owned()),
+        Err(_) => Ok(()),
+    };
+    wait::until("the tenant's API to be gone", SOON, POLL, silent, || stage.kubectl.report())
+}
+
+/// By the worker and by its cluster: what it is, and who can do something about it.
+fn named(stage: &Stage, held: &str) -> Result<(), Error> {
+    let words = [held, HOLD, "must remove"];
+    let names_it = |object: &Value| {
+        let summary = at(object, "/status/summary").as_str().unwrap_or_default();
+        match words.iter().all(|word| summary.contains(word)) {
+            true => Ok(()),
+            false => Err(format!("`{summary}` does not name {words:?}")),
+        }
+    };
+    stage.await_tenant(TENANT, "to name what holds it up", names_it)?;
+    let args = ["--namespace", NAMESPACE, "get", "workers.kaas.dev", held];
+    let blocked = |worker: &Value| match reason(worker, "Ready") {
+        Some("DeletionBlocked") => names_it(worker),
+        other => Err(format!("Ready is so for {other:?}")),
+    };
+    stage
+        .kubectl
+        .await_object(&format!("Worker {held} to name what holds it up"), &args, WORKERS_READY, blocked)
+        .map(drop)
 }

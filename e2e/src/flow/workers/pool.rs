@@ -5,21 +5,21 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::{
-    POOL, TENANT, WORKERS_READY, apply_pool, await_workers, names, nodes, nothing_is_left_over, pool_of_two,
-    pool_spec, text, told, until, workers, workers_are_ready,
+    POOL, TENANT, WORKERS_READY, apply_pool, await_workers, daily, names, nodes, nothing_is_left_over,
+    pool_of_two, pool_spec, text, told, until, workers, workers_are_ready,
 };
 use crate::Error;
 use crate::flow::{NAMESPACE, Stage, claim, known_version, small};
 use crate::kubectl::{at, condition};
 
-/// What runs on the workers has found its place after the flows before: its way there is told in the tenant's status.
+/// A tenant with workers and one without. What runs on the workers has found its place after the flows before: its way
+/// there is told in the tenant's status.
 pub(super) fn rest_is_silent(stage: &Stage) -> Result<(), Error> {
+    stage.apply_tenant("green", small(known_version()))?;
     pool_of_two(stage)?;
-    stage.await_tenant(TENANT, "to have all addons", |object| match condition(object, "AddonsReady") {
-        Some("True") => Ok(()),
-        _ => Err(at(object, "/status/conditions").to_string()),
-    })?;
-    crate::flow::rest_is_silent(stage)
+    stage.await_settled("green")?;
+    stage.await_tenant(TENANT, "to have all addons", daily::addons_ready)?;
+    crate::flow::tenant::rest_is_silent(stage)
 }
 
 pub(super) fn two_become_ready(stage: &Stage) -> Result<(), Error> {
@@ -33,12 +33,11 @@ pub(super) fn two_become_ready(stage: &Stage) -> Result<(), Error> {
     told("pool applied -> two workers Ready", started);
     let tenant = stage.await_tenant(TENANT, "to have two workers", |object| {
         workers_are_ready(object, 2)?;
-        match (condition(object, "WorkersReady"), condition(object, "AddonsReady")) {
-            (Some("True"), Some("True")) => Ok(()),
+        match condition(object, "WorkersReady") {
+            Some("True") => Ok(()),
             _ => Err(at(object, "/status/conditions").to_string()),
         }
     })?;
-    told("pool applied -> addons Ready", started);
     claim(at(&tenant, "/status/workers/summary") == "2/2", || {
         format!("status.workers is {}", at(&tenant, "/status/workers"))
     })?;

@@ -3,13 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-use jiff::{SignedDuration, Timestamp};
-use kaas_pki::{Authority, Request, Usages, Validity};
 use serde_json::{Value, json};
 
-use super::{WORKERS_READY, agnhost, await_pod, pool_of_two, text, told, until};
+use super::gate::Gate;
+use super::{WORKERS_READY, await_pod, pool_of_two, text, told};
 use crate::Error;
 use crate::addon;
 use crate::flow::{Stage, claim};
@@ -24,21 +21,22 @@ const BUSY: &str = "eager";
 /// Two samples of a pod that is ready for as long, and two looks of the autoscaler.
 const SCALED: Duration = Duration::from_secs(240);
 
-pub(super) fn three_kinds(stage: &Stage) -> Result<(), Error> {
+pub(super) fn volumes_and_a_webhook(stage: &Stage) -> Result<(), Error> {
     let kubectl = pool_of_two(stage)?;
     let started = Instant::now();
-    // All at once: the slowest is the time.
+    // All at once: the slowest is the time. Of the one that grows it takes a while until its use is known; a later flow
+    // asks for it.
     kubectl.apply(&addon::local_path(VOLUMES, "docker.io/rancher/local-path-provisioner", BUSYBOX)?)?;
     kubectl.apply(&eager().to_string())?;
-    let authority = gate(&kubectl)?;
+    let gate = Gate::build(&kubectl, WEBHOOK)?;
     kubectl.apply(&store().to_string())?;
     data_stays(&kubectl)?;
     told("a StatefulSet keeps its data", started);
-    the_gate_is_asked(&kubectl, &authority)?;
+    gate.close()?;
     told("a webhook is asked", started);
-    it_grows(&kubectl)?;
-    told("an autoscaler has made a second pod", started);
-    leave(&kubectl)
+    gate.remove()?;
+    kubectl.run(&["delete", "statefulset", STORE, "--wait=false"])?;
+    kubectl.run(&["delete", "persistentvolumeclaims", "--all", "--wait=false"]).map(drop)
 }
 
 /// Two pods with a volume each, which note their every start.
@@ -82,86 +80,6 @@ fn data_stays(kubectl: &Kubectl) -> Result<(), Error> {
     claim(starts == format!("{first}\n{first}\n"), || format!("its volume has `{starts}`"))
 }
 
-/// A program that says no, behind a Service with a certificate; returns the authority that signed it.
-fn gate(kubectl: &Kubectl) -> Result<String, Error> {
-    let validity = Validity::starting(Timestamp::now(), SignedDuration::from_hours(24));
-    let authority = Authority::generate("gate-ca", validity)?;
-    let request = Request {
-        common_name: WEBHOOK.to_owned(),
-        organizations: vec![],
-        dns_names: vec![format!("{WEBHOOK}.default.svc")],
-        ip_addresses: vec![],
-        usages: Usages::Server,
-    };
-    let issued = authority.issue(&request, validity)?;
-    let labels = json!({"app": WEBHOOK});
-    let objects = [
-        json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": WEBHOOK, "namespace": "default"},
-            "stringData": {"tls.crt": issued.certificate_pem, "tls.key": issued.private_key_pem},
-        }),
-        json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": {"name": WEBHOOK, "namespace": "default"},
-            "spec": {"selector": labels, "ports": [{"port": 443, "targetPort": 8443}]},
-        }),
-        json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": WEBHOOK, "namespace": "default", "labels": labels},
-            "spec": {
-                "terminationGracePeriodSeconds": 1,
-                "containers": [{
-                    "name": "gate", "image": agnhost(),
-                    "args": [
-                        "webhook", "--port=8443", "--tls-cert-file=/tls/tls.crt", "--tls-private-key-file=/tls/tls.key",
-                    ],
-                    "readinessProbe": {
-                        "httpGet": {"path": "/readyz", "port": 8443, "scheme": "HTTPS"}, "periodSeconds": 1,
-                    },
-                    "volumeMounts": [{"name": "tls", "mountPath": "/tls"}],
-                }],
-                "volumes": [{"name": "tls", "secret": {"secretName": WEBHOOK}}],
-            },
-        }),
-    ];
-    for object in objects {
-        kubectl.apply(&object.to_string())?;
-    }
-    Ok(authority.certificate_pem().to_owned())
-}
-
-/// What is labelled for it is refused in its words; everything else does not pass it.
-fn the_gate_is_asked(kubectl: &Kubectl, authority: &str) -> Result<(), Error> {
-    await_pod(kubectl, WEBHOOK)?;
-    let configuration = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
-        "metadata": {"name": WEBHOOK},
-        "webhooks": [{
-            "name": "gate.example.com", "sideEffects": "None", "admissionReviewVersions": ["v1"],
-            "failurePolicy": "Fail", "timeoutSeconds": 5,
-            "clientConfig": {
-                "caBundle": BASE64_STANDARD.encode(authority),
-                "service": {"name": WEBHOOK, "namespace": "default", "path": "/always-deny"},
-            },
-            "objectSelector": {"matchLabels": {"gate": "ask"}},
-            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"], "operations": ["CREATE"]}],
-        }],
-    });
-    kubectl.apply(&configuration.to_string())?;
-    let asked = json!({
-        "apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": {"generateName": "asked-", "namespace": "default", "labels": {"gate": "ask"}},
-    });
-    let path = kubectl.kubeconfig().with_extension("asked.json");
-    std::fs::write(&path, asked.to_string()).map_err(Error::io("write", &path))?;
-    // A configuration is followed after a moment; a gate that is not reached is an error of another kind.
-    let refused = || match kubectl.run(&["create", "--filename", &path.display().to_string()]) {
-        Ok(made) => Err(format!("{made} was accepted")),
-        Err(error) if error.to_string().contains("this webhook denies all requests") => Ok(()),
-        Err(error) => Err(error.to_string()),
-    };
-    until(kubectl, "the webhook's own words", WORKERS_READY, refused)
-}
-
 /// A program that takes all that it may, and a scaler that wants half of what it asked for.
 fn eager() -> Value {
     let labels = json!({"app": BUSY});
@@ -193,7 +111,9 @@ fn eager() -> Value {
     ]})
 }
 
-fn it_grows(kubectl: &Kubectl) -> Result<(), Error> {
+pub(super) fn it_grows(stage: &Stage) -> Result<(), Error> {
+    let kubectl = pool_of_two(stage)?;
+    kubectl.apply(&eager().to_string())?;
     let grown = |deployment: &Value| match at(deployment, "/status/readyReplicas").as_i64() {
         Some(2) => Ok(()),
         ready => {
@@ -201,19 +121,9 @@ fn it_grows(kubectl: &Kubectl) -> Result<(), Error> {
             Err(format!("{ready:?} pods are ready; the autoscaler says {}", at(&scaler, "/status")))
         }
     };
-    kubectl.await_object("a second pod by its use", &["get", "deployment", BUSY], SCALED, grown).map(drop)
-}
-
-fn leave(kubectl: &Kubectl) -> Result<(), Error> {
-    for what in [
-        ["validatingwebhookconfiguration", WEBHOOK],
-        ["statefulset", STORE],
-        ["deployment", BUSY],
-        ["horizontalpodautoscaler", BUSY],
-        ["pod", WEBHOOK],
-        ["service", WEBHOOK],
-    ] {
-        kubectl.run(&[&["delete", "--ignore-not-found", "--wait=false"], what.as_slice()].concat())?;
+    kubectl.await_object("a second pod by its use", &["get", "deployment", BUSY], SCALED, grown)?;
+    for kind in ["horizontalpodautoscaler", "deployment"] {
+        kubectl.run(&["delete", kind, BUSY, "--wait=false"])?;
     }
-    kubectl.run(&["delete", "persistentvolumeclaims", "--all", "--wait=false"]).map(drop)
+    Ok(())
 }

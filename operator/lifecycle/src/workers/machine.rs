@@ -185,16 +185,21 @@ pub fn facts(pod: &Pod) -> Machine {
         .flatten()
         .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
     let waiting = container.and_then(|container| container.state.as_ref()?.waiting.as_ref());
-    let trouble = unscheduled.and_then(|condition| condition.message.clone()).or_else(|| {
-        let waiting = waiting.filter(|waiting| waiting.reason.as_deref() != Some("ContainerCreating"))?;
-        let parts = [waiting.reason.as_deref(), waiting.message.as_deref()];
-        Some(parts.into_iter().flatten().collect::<Vec<_>>().join(": "))
-    });
+    let going = pod.metadata.deletion_timestamp.is_some();
+    let trouble = if going {
+        held(pod)
+    } else {
+        unscheduled.and_then(|condition| condition.message.clone()).or_else(|| {
+            let waiting = waiting.filter(|waiting| waiting.reason.as_deref() != Some("ContainerCreating"))?;
+            let parts = [waiting.reason.as_deref(), waiting.message.as_deref()];
+            Some(parts.into_iter().flatten().collect::<Vec<_>>().join(": "))
+        })
+    };
     let address = |address: String| Address { kind: "InternalIP".into(), address };
     Machine {
         id: pod.metadata.uid.clone().unwrap_or_default(),
         state: match running {
-            _ if pod.metadata.deletion_timestamp.is_some() => MachineState::Stopping,
+            _ if going => MachineState::Stopping,
             Some(_) => MachineState::Running,
             None => MachineState::Starting,
         },
@@ -202,6 +207,18 @@ pub fn facts(pod: &Pod) -> Machine {
         addresses: status.pod_ip.into_iter().map(address).collect(),
         trouble: trouble.map(|words| words.chars().take(300).collect()),
     }
+}
+
+/// What keeps a pod that goes: no machine of ours has finalizers.
+fn held(pod: &Pod) -> Option<String> {
+    let metadata = &pod.metadata;
+    let finalizers = metadata.finalizers.as_ref().filter(|finalizers| !finalizers.is_empty())?;
+    Some(format!(
+        "Pod {}/{} is held by {}; who put that there must remove it",
+        metadata.namespace.as_deref().unwrap_or_default(),
+        metadata.name.as_deref().unwrap_or_default(),
+        finalizers.join(", ")
+    ))
 }
 
 #[cfg(test)]
@@ -285,8 +302,15 @@ mod tests {
         let machine = facts(&live(running.clone(), json!({})));
         assert_eq!((machine.state, machine.since), (MachineState::Running, started.parse().unwrap()));
         assert_eq!(machine.addresses[0].address, "10.0.0.7");
-        let going = live(running, json!({"deletionTimestamp": started}));
-        assert_eq!(facts(&going).state, MachineState::Stopping);
+        let going = live(running.clone(), json!({"deletionTimestamp": started}));
+        assert_eq!((facts(&going).state, facts(&going).trouble), (MachineState::Stopping, None));
+        let held = json!({
+            "name": "p-0", "namespace": "machines", "deletionTimestamp": started, "finalizers": ["example.com/hold"],
+        });
+        assert_eq!(
+            facts(&live(running, held)).trouble.as_deref(),
+            Some("Pod machines/p-0 is held by example.com/hold; who put that there must remove it")
+        );
 
         let condition =
             json!({"type": "PodScheduled", "status": "False", "message": "0/1 nodes: too little memory"});

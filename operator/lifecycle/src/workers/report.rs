@@ -1,10 +1,11 @@
 //! What is said of pools and workers: from facts and plan to status. It says the same thing twice in the same words, so
 //! that nothing is written twice.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kaas_crds::condition::{ConditionType, Reason};
 use kaas_crds::status::Workers;
 use kaas_crds::worker::NodeReference;
-use kaas_crds::{WorkerPool, WorkerPoolStatus, WorkerStatus, name};
+use kaas_crds::{Worker, WorkerPool, WorkerPoolStatus, WorkerStatus, name};
 
 use crate::drain::Progress;
 use crate::report::Failure;
@@ -12,7 +13,9 @@ use crate::verdict::{Is, Verdict, conditions};
 use crate::workers::action::Action;
 use crate::workers::infrastructure;
 use crate::workers::node::{self, Match};
-use crate::workers::observed::{Fact, MachineState, Member, PoolObserved, Readiness, WorkerObserved};
+use crate::workers::observed::{
+    Fact, Machine, MachineState, Member, PoolObserved, Readiness, WorkerObserved,
+};
 use crate::workers::pool::{self, PoolPlan};
 use crate::workers::template;
 use crate::workers::worker::{Step, WorkerPlan};
@@ -33,11 +36,19 @@ pub struct Tally {
     pub left: usize,
     /// The first pool that has not what it asks for, and what it says.
     pub trouble: Option<String>,
+    /// The first worker that cannot go, and what it says.
+    pub blocked: Option<String>,
 }
 
-/// The tally of a cluster with these pools and so many Workers.
-pub fn tally(pools: &[WorkerPool], left: usize) -> Tally {
-    let mut tally = Tally { left, ..Tally::default() };
+/// The tally of a cluster with these pools and these workers.
+pub fn tally<'a>(pools: &[WorkerPool], workers: impl Iterator<Item = &'a Worker>) -> Tally {
+    let mut tally = Tally::default();
+    let mut blocked: Vec<String> = Vec::new();
+    for worker in workers {
+        tally.left = tally.left.saturating_add(1);
+        blocked.extend(kept(worker));
+    }
+    tally.blocked = blocked.into_iter().min();
     for pool in pools.iter().filter(|pool| pool.metadata.deletion_timestamp.is_none()) {
         let status = pool.status.clone().unwrap_or_default();
         let number = |count: i32| usize::try_from(count).unwrap_or(0);
@@ -51,6 +62,19 @@ pub fn tally(pools: &[WorkerPool], left: usize) -> Tally {
         }
     }
     tally
+}
+
+/// What keeps a worker that is to go, in its own words.
+fn kept(worker: &Worker) -> Option<String> {
+    worker.metadata.deletion_timestamp.as_ref()?;
+    let status = worker.status.as_ref()?;
+    let blocked = |condition: &Condition| {
+        condition.type_ == ConditionType::Ready.to_string()
+            && condition.reason == Reason::DeletionBlocked.as_str()
+    };
+    let help = status.failure.is_some() || status.conditions.iter().any(blocked);
+    let name = worker.metadata.name.as_deref().unwrap_or_default();
+    help.then(|| format!("Worker {name}: {}", status.summary))
 }
 
 /// The numbers in the TenantCluster's status; what was said last when nothing was read.
@@ -293,6 +317,10 @@ fn worker_verdicts(
         (Fact::Found(machine), None) if machine.state == MachineState::Running => {
             Verdict::new(InfrastructureReady, Is::True, Reason::MachineRunning, "its machine runs")
         }
+        (Fact::Found(machine), None) if machine.state == MachineState::Stopping => {
+            let words = machine.trouble.clone().unwrap_or_else(|| "its machine is being taken away".into());
+            Verdict::new(InfrastructureReady, Is::False, Reason::Deleting, words)
+        }
         (Fact::Found(machine), None) => {
             let words = machine.trouble.clone().unwrap_or_else(|| "its machine does not run yet".into());
             Verdict::new(InfrastructureReady, Is::False, Reason::Provisioning, words)
@@ -384,11 +412,19 @@ fn ready(observed: &WorkerObserved, plan: &WorkerPlan) -> Verdict {
             verdict(Is::False, Reason::Draining, format!("{left} pods are left to move"))
         }
         Step::Draining(Progress::Done) => not(Reason::Draining, "all pods are moved"),
-        Step::DeletingMachine => not(Reason::Deleting, "its machine is being taken away"),
+        Step::DeletingMachine => match observed.machine.found().and_then(held) {
+            Some(words) => verdict(Is::False, Reason::DeletionBlocked, words),
+            None => not(Reason::Deleting, "its machine is being taken away"),
+        },
         Step::DeletingNode => not(Reason::Deleting, "its Node is being taken away"),
         Step::Stuck(why) => verdict(Is::False, Reason::DeletionBlocked, (*why).to_owned()),
         Step::Finishing => not(Reason::Deleting, "nothing is left of it"),
     }
+}
+
+/// What keeps a machine that was told to go.
+fn held(machine: &Machine) -> Option<String> {
+    machine.trouble.clone().filter(|_| machine.state == MachineState::Stopping)
 }
 
 fn joined(observed: &WorkerObserved) -> Verdict {

@@ -23,8 +23,9 @@ pub fn validate(observed: &PoolObserved) -> (Option<Validated<'_>>, Vec<Problem>
     let mut problems = Vec::new();
     problems.extend(cluster(observed));
     problems.extend(strangers(observed));
-    problems.extend(instance_type(observed));
+    // Types for what the platform does not offer are not there either.
     problems.extend(infrastructure(observed));
+    problems.extend(instance_type(observed));
     problems.extend(version(observed));
     let made = match (&observed.cluster, &observed.instance_type) {
         (Fact::Found(cluster), Fact::Found(instance_type)) if problems.is_empty() => {

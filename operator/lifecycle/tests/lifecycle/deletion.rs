@@ -52,7 +52,7 @@ fn deletion_ends_from_every_write_of_a_creation() {
 fn it_waits_for_its_workers_and_says_so() {
     let mut world = World::demo();
     world.settle();
-    world.workers = Tally { desired: 2, ready: 2, left: 2, trouble: None };
+    world.workers = Tally { desired: 2, ready: 2, left: 2, ..Tally::default() };
     world.reconcile();
     assert_eq!(world.condition("WorkersReady"), ("True".into(), "AllReady".into()));
     assert_eq!(world.cluster.status.as_ref().unwrap().workers.summary, "2/2");
@@ -60,6 +60,9 @@ fn it_waits_for_its_workers_and_says_so() {
     world.settle();
     assert!(!world.gone && world.namespaces.is_empty());
     assert_eq!(world.summary(), "Deleting: waiting for 2 workers");
+    world.workers.blocked = Some("Worker p-0: its machine stays".into());
+    world.reconcile();
+    assert_eq!(world.summary(), "Deleting: waiting for 2 workers; Worker p-0: its machine stays");
     world.now += SignedDuration::from_mins(3);
     world.reconcile();
     assert_eq!(world.condition("Stalled"), ("True".into(), "DeletionBlocked".into()));

@@ -283,7 +283,11 @@ fn what_stands_in_the_way_has_an_owner() {
     assert_eq!(message, "spec.instanceTypes: there is no InstanceType huge; there are large, small");
     let (reason, owner, _) = of(|fleet| fleet.instance_types.clear());
     assert_eq!((reason, owner), (Reason::InstanceTypeNotFound, Owner::Platform));
-    let (reason, owner, _) = of(|fleet| fleet.offer.pods = false);
+    // The chart takes its types away with the offer.
+    let (reason, owner, _) = of(|fleet| {
+        fleet.offer.pods = false;
+        fleet.instance_types.clear();
+    });
     assert_eq!((reason, owner), (Reason::InfrastructureDisabled, Owner::Platform));
     let (reason, owner, message) =
         of(|fleet| fleet.offer.networks = vec![("nodes".into(), "100.64.3.0/24".parse().unwrap())]);

@@ -1,10 +1,11 @@
 //! What is said, and by whom something is to be done.
 
 use jiff::SignedDuration;
-use kaas_crds::{Reason, WorkerPoolStatus, WorkerStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kaas_crds::{Reason, Worker, WorkerPoolStatus, WorkerStatus};
 use kaas_lifecycle::report::Failure;
 use kaas_lifecycle::workers::infrastructure;
-use kaas_lifecycle::workers::observed::{Fact, WorkerObserved};
+use kaas_lifecycle::workers::observed::{Fact, MachineState, WorkerObserved};
 use kaas_lifecycle::workers::pool;
 use kaas_lifecycle::workers::report::{Tally, pool_status, tally, worker_status};
 use kaas_lifecycle::workers::worker;
@@ -161,19 +162,40 @@ fn a_request_that_failed_is_told() {
 
 #[test]
 fn a_cluster_counts_the_workers_of_its_pools() {
-    let mut pool = Fleet::settled(3).pool.unwrap();
+    let fleet = Fleet::settled(3);
+    let mut pool = fleet.pool.clone().unwrap();
+    let workers: Vec<Worker> = fleet.workers.values().cloned().collect();
     let with = |pool: &kaas_crds::WorkerPool, ready: i32| {
         let mut pool = pool.clone();
         pool.status =
             Some(WorkerPoolStatus { ready_replicas: ready, summary: "Rolling".into(), ..Default::default() });
         pool
     };
-    assert_eq!(tally(&[], 0), Tally::default());
-    let all = tally(&[with(&pool, 3), with(&pool, 3)], 6);
-    assert_eq!(all, Tally { desired: 6, ready: 6, left: 6, trouble: None });
-    let some = tally(&[with(&pool, 3), with(&pool, 1)], 6);
+    assert_eq!(tally(&[], std::iter::empty()), Tally::default());
+    let all = tally(&[with(&pool, 3), with(&pool, 3)], workers.iter());
+    assert_eq!(all, Tally { desired: 6, ready: 6, left: 3, trouble: None, blocked: None });
+    let some = tally(&[with(&pool, 3), with(&pool, 1)], workers.iter());
     assert_eq!(some.trouble.as_deref(), Some("WorkerPool p has 1 of 3 workers Ready: Rolling"));
-    pool.metadata.deletion_timestamp =
-        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-06-01T00:00:00Z".parse().unwrap()));
-    assert_eq!(tally(&[with(&pool, 3)], 2), Tally { left: 2, ..Tally::default() });
+    pool.metadata.deletion_timestamp = Some(Time("2026-06-01T00:00:00Z".parse().unwrap()));
+    assert_eq!(tally(&[with(&pool, 3)], workers.iter()), Tally { left: 3, ..Tally::default() });
+}
+
+#[test]
+fn a_machine_that_is_held_is_told_by_worker_and_cluster() {
+    let mut fleet = Fleet::settled(1);
+    let since = Time(fleet.now);
+    fleet.workers.get_mut("p-0").unwrap().metadata.deletion_timestamp = Some(since);
+    fleet.cluster.as_mut().unwrap().deleting = true;
+    let mut of = |trouble: Option<&str>| {
+        let (_, machine) = fleet.machines.values_mut().next().unwrap();
+        (machine.state, machine.trouble) = (MachineState::Stopping, trouble.map(str::to_owned));
+        let mut worker = fleet.workers["p-0"].clone();
+        worker.status = Some(of_worker(&fleet.observe_worker("p-0")));
+        let told = tally(&[], [&worker].into_iter());
+        (said(&worker.status.unwrap().conditions, "Ready").1, told.blocked)
+    };
+    assert_eq!(of(None), ("Deleting".into(), None));
+    let (reason, blocked) = of(Some("Pod x is held by y"));
+    assert_eq!(reason, "DeletionBlocked");
+    assert_eq!(blocked.as_deref(), Some("Worker p-0: DeletionBlocked: Pod x is held by y"));
 }

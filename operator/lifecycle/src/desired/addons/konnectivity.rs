@@ -87,6 +87,8 @@ fn workload(site: &Site<'_>) -> Value {
             "--count-server-leases=true",
             "--server-count-source=max",
             format!("--lease-namespace={NAMESPACE}"),
+            // A new server is met by chance, and before it is ready: so often it is tried until all are met, and never after.
+            "--sync-interval=500ms",
             "--sync-interval-cap=5s",
             // The least that servers bear; a connection that died in silence is noticed.
             "--keepalive-time=30s",
