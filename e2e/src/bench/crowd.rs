@@ -37,7 +37,8 @@ pub(super) fn measure(
     say(format!("{} played workers of {tenants} played tenants:", tenants * EACH));
     let stage = Stage::start(operator, repository)?;
     let player = &stage.player;
-    let tenants: Vec<Tenant> = at_once(0..tenants, |number| player.play(number))?;
+    let tenants: Vec<Tenant> =
+        at_once(0..tenants, |number| player.play(number)).map_err(|error| stage.explain(error))?;
     let workers = tenants.len() * EACH;
     let told = |workers: usize| format!("{workers} played workers");
     let before = stage.look(&told(0), results)?;

@@ -33,7 +33,9 @@ pub(super) fn measure(
     let mut tenants: Vec<Tenant> = Vec::new();
     for goal in steps(count) {
         let begun = Instant::now();
-        tenants.extend(at_once(there..goal, |number| stage.player.play(number))?);
+        tenants.extend(
+            at_once(there..goal, |number| stage.player.play(number)).map_err(|error| stage.explain(error))?,
+        );
         say(format!(
             "  {goal} tenants are Ready, the last {} after {} s",
             goal - there,

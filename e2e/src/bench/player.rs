@@ -19,10 +19,11 @@ use crate::kubectl::{at, condition};
 use crate::wait;
 
 pub(super) const NAMESPACE: &str = "played";
-const PATIENCE: Duration = Duration::from_secs(180);
+/// No time is measured here, and the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Tenants under way at a time.
 const AT_ONCE: usize = 8;
-/// No time is measured here, but a thousand of these add up, and what asks more often takes the operator's time.
+/// A thousand of these add up, and whoever asks more often takes the operator's time.
 const POLL: Duration = Duration::from_millis(100);
 const ETCD_PORT: u16 = 2379;
 /// The revision of the only template that each workload ever has here.

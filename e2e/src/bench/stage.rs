@@ -149,10 +149,18 @@ impl Stage {
     }
 
     fn gone(&self) -> Error {
+        Error::Invalid(format!("the operator has ended; its last words:\n{}", self.last_words()))
+    }
+
+    /// With what the operator said last.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        Error::Invalid(format!("{error}\nthe operator's last words:\n{}", self.last_words()))
+    }
+
+    fn last_words(&self) -> String {
         let log = read(&self.operator.1.display().to_string());
         let skip = log.lines().count().saturating_sub(20);
-        let last: Vec<&str> = log.lines().skip(skip).collect();
-        Error::Invalid(format!("the operator has ended; its last words:\n{}", last.join("\n")))
+        log.lines().skip(skip).collect::<Vec<_>>().join("\n")
     }
 
     fn processor_seconds(&self) -> Result<f64, Error> {
