@@ -2,13 +2,16 @@
 //! settings: images present, etcd on disk with fsync, no tenant prepared beforehand. Every figure stands beside what
 //! it should be; one that is missed is told and fails nothing. Raw samples are kept as JSON lines.
 
+mod crowd;
 mod door;
 mod journal;
+mod line;
 mod memory;
 mod played;
 mod player;
 mod restart;
 mod site;
+mod stage;
 mod table;
 mod timeline;
 mod workers;
@@ -65,6 +68,8 @@ pub enum Part {
     Workers,
     /// The operator's memory with tenants whose pods are played.
     Played,
+    /// The operator's memory with workers that are played, of tenants that are.
+    Crowd,
 }
 
 /// How much is measured.
@@ -78,6 +83,8 @@ pub struct Plan {
     pub tenants: usize,
     /// Tenants with played pods; none: not measured.
     pub played: usize,
+    /// Workers that are played, ten a tenant; none: not measured.
+    pub crowd: usize,
     /// How often what concerns several tenants, or workers, at once is done.
     pub rounds: usize,
     /// How often the operator's leader is stopped, and how often it is killed.
@@ -95,6 +102,7 @@ impl Plan {
             singles: 20,
             tenants: 25,
             played: 1000,
+            crowd: 1000,
             rounds: 3,
             restarts: (5, 3),
             summary: None,
@@ -104,7 +112,7 @@ impl Plan {
     /// A look that takes a few minutes.
     #[must_use]
     pub fn quick() -> Self {
-        Self { singles: 3, tenants: 5, played: 50, rounds: 1, restarts: (1, 1), ..Self::full() }
+        Self { singles: 3, tenants: 5, played: 50, crowd: 50, rounds: 1, restarts: (1, 1), ..Self::full() }
     }
 
     fn has(&self, part: Part) -> bool {
@@ -174,9 +182,13 @@ pub fn run(
         measured = bench.measure();
         results = bench.results;
     }
-    if let (Ok(()), true, Some(operator)) = (&measured, plan.has(Part::Played) && plan.played > 0, &operator)
-    {
-        measured = played::measure(plan.played, operator, repository, &mut results);
+    type Measure = fn(usize, &Path, &Repository, &mut Results) -> Result<(), Error>;
+    let many: [(Part, usize, Measure); 2] =
+        [(Part::Played, plan.played, played::measure), (Part::Crowd, plan.crowd, crowd::measure)];
+    for (part, count, measure) in many {
+        if let (Ok(()), true, Some(operator)) = (&measured, plan.has(part) && count > 0, &operator) {
+            measured = measure(count, operator, repository, &mut results);
+        }
     }
     let table = table::render(&results.figures);
     say(format!("\n{}\n\n{table}\nraw samples: {}", facts.told(), results.journal.path().display()));

@@ -83,6 +83,9 @@ struct BenchArguments {
     /// Tenants with played pods; 0 leaves them out [default: 1000, quick: 50].
     #[arg(long, value_name = "COUNT")]
     played: Option<usize>,
+    /// Workers that are played, ten a tenant; 0 leaves them out [default: 1000, quick: 50].
+    #[arg(long, value_name = "COUNT")]
+    crowd: Option<usize>,
     /// How often several tenants at once are created or deleted [default: 3, quick: 1].
     #[arg(long, value_name = "COUNT")]
     rounds: Option<usize>,
@@ -102,6 +105,7 @@ impl BenchArguments {
             singles: self.samples.unwrap_or(given.singles),
             tenants: self.tenants.unwrap_or(given.tenants),
             played: self.played.unwrap_or(given.played),
+            crowd: self.crowd.unwrap_or(given.crowd),
             rounds: self.rounds.unwrap_or(given.rounds),
             summary: self.summary,
             ..given

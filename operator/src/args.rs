@@ -12,8 +12,8 @@ use kaas_lifecycle::workers::observed::Offer;
 
 use crate::telemetry;
 
-/// The longest pause between two probes of a tenant.
-pub(crate) const LONGEST_PROBE_INTERVAL: SignedDuration = SignedDuration::from_secs(20);
+/// The longest pause between two probes of a tenant: two tries of five seconds come after it.
+const LONGEST_PROBE_INTERVAL: SignedDuration = SignedDuration::from_secs(15);
 
 /// Turns TenantClusters into hosted control planes.
 #[derive(Clone, Debug, Parser)]
@@ -384,7 +384,7 @@ mod tests {
             (&["--lease-duration=5m"], ["--lease-duration", "5m", "from 3s to 1m"]),
             (&["--lease-duration=3500ms"], ["--lease-duration", "3500ms", "whole seconds"]),
             (&["--lease-duration=10s ago"], ["--lease-duration", "10s ago", "from 3s to 1m"]),
-            (&["--probe-interval=0s"], ["--probe-interval", "0s", "from 500ms to 20s"]),
+            (&["--probe-interval=0s"], ["--probe-interval", "0s", "from 500ms to 15s"]),
             (&["--concurrency=0"], ["--concurrency", "0", "1..=1024"]),
             (&["--leaf-lifetime=365d"], ["--leaf-lifetime", "365d", "8760h"]),
             (&["--leaf-lifetime=10s"], ["--leaf-lifetime", "10s", "from 1m"]),

@@ -76,13 +76,15 @@ impl Memory {
         state.kept.as_ref().is_some_and(|(kept, at)| kept == wanted && at.elapsed() < GOOD_FOR)
     }
 
+    /// Whether anything runs on workers: whether there is something to glance at.
+    pub(crate) fn has_workers(&self) -> bool {
+        self.state().workers
+    }
+
     /// Looks at one kind; whether it changed since it was last seen.
     pub(crate) async fn glance(&self, client: &kube::Client) -> bool {
         let kind = {
             let mut state = self.state();
-            if !state.workers {
-                return false;
-            }
             state.turn = state.turn.wrapping_add(1);
             GLANCES.into_iter().cycle().nth(state.turn % GLANCES.len())
         };

@@ -1,44 +1,34 @@
-//! Tenants' API servers: one cached client each, and one small task that asks for something real again and again.
+//! Tenants' API servers: how each is reached, and one small task that asks for something real again and again.
 //!
-//! The probe is the evidence behind Ready. It goes through the endpoint that status names, and its request is one
-//! that etcd must answer. It runs beside reconciles, so that a dead tenant delays nobody, and wakes a reconcile only
-//! when the answer changes its kind.
+//! The probe is the evidence behind Ready. It runs beside reconciles, so that a dead tenant delays nobody, and wakes one
+//! only when the answer changes its kind.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
-use http::Request;
-use http::header::{CONNECTION, HeaderValue};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Namespace;
 use kaas_lifecycle::action::Authority;
 use kaas_lifecycle::endpoint;
 use kaas_lifecycle::key_material::OPERATOR_SECRET;
 use kaas_lifecycle::observed::{Answer, Observed, Probe};
+use kube::client::ConfigExt;
 use kube::config::AuthInfo;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
-use tracing::debug;
 
-use crate::class::classify;
-use crate::cluster::within;
 use crate::inside::Memory;
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 
-/// A healthy API server answers in milliseconds. Two tries in a row outlast the restart of an only etcd member, during
-/// which requests wait and then succeed; together with the pause between probes they are well below half a minute.
-const DEADLINE: Duration = Duration::from_secs(5);
-/// A connection either comes about at once or not at all.
-const CONNECT: Duration = Duration::from_secs(2);
-/// A connection on which nothing was asked for so long is closed: above the longest pause between probes, so that theirs
-/// lives on and spares both sides a handshake each time, and what a reconcile opened beside it goes.
+mod probe;
+
+use probe::Target;
+
+/// A connection on which nothing was asked for so long is closed, and a client that was not used for so long is let go
+/// of: both cost memory, and a reconcile comes every ten minutes.
 const IDLE: Duration = Duration::from_secs(30);
-/// A connection serves probes for so long: when proxies and balancers turn new clients away, those that are connected
-/// notice nothing, and Ready has to be False half a minute after the first failure.
-const AGE: Duration = Duration::from_secs(10);
 /// A watch on which nothing comes for so long is dead: the server ends it before.
 const WATCH: Duration = Duration::from_secs(65);
 /// While a control plane comes up, its first answer is wanted at once.
@@ -46,16 +36,13 @@ const EAGER: Duration = Duration::from_millis(200);
 /// For so long after its first probe a tenant that does not answer is probed eagerly.
 const EAGER_FOR: Duration = Duration::from_secs(60);
 
-/// What a probe reads.
-const NAMESPACE: &str = "/api/v1/namespaces/default";
-
 /// Namespace and name of a TenantCluster.
 pub(crate) type Name = (String, String);
 
 /// Who is told when the API of a tenant begins to serve, or ceases to.
 pub(crate) type Bell = Arc<dyn Fn(&Name) + Send + Sync>;
 
-/// All tenants with a client.
+/// All tenants that can be reached.
 pub(crate) struct Tenants {
     entries: Mutex<BTreeMap<String, Entry>>,
     bell: Bell,
@@ -72,30 +59,66 @@ pub(crate) struct Access {
     pub(crate) server: String,
     /// Certificate of the authority that it is known by, PEM.
     pub(crate) authority: String,
-    config: Arc<kube::Config>,
+    line: Arc<Line>,
 }
 
 impl Access {
     /// A client of its own for watches, whose connections say nothing for longer than a request may take.
     pub(crate) fn watching(&self) -> Option<kube::Client> {
-        let mut config = kube::Config::clone(&self.config);
+        let mut config = kube::Config::clone(&self.line.config);
         config.read_timeout = Some(WATCH);
-        connect(&config)
+        connect(config)
     }
 
     /// Whether both lead to the same place with the same credentials.
     pub(crate) fn is(&self, other: &Access) -> bool {
-        Arc::ptr_eq(&self.config, &other.config)
+        Arc::ptr_eq(&self.line, &other.line)
+    }
+}
+
+/// One place and one set of credentials, and the client that is used there now.
+struct Line {
+    config: kube::Config,
+    client: Mutex<Option<(kube::Client, Instant)>>,
+}
+
+impl Line {
+    fn client(&self) -> Option<kube::Client> {
+        let mut held = locked(&self.client);
+        let client = match held.take() {
+            Some((client, _)) => client,
+            None => connect(self.config.clone())?,
+        };
+        *held = Some((client.clone(), Instant::now()));
+        Some(client)
+    }
+
+    /// Lets go of a client that nobody asked for lately; who has it goes on with it.
+    fn rest(&self) {
+        let mut held = locked(&self.client);
+        if held.as_ref().is_some_and(|(_, used)| used.elapsed() > IDLE) {
+            *held = None;
+        }
     }
 }
 
 struct Entry {
-    /// What the client was made from; a change makes a new one.
-    made_from: (String, String, String),
-    access: Access,
+    /// What the line was made from; a change makes a new one.
+    made_from: MadeFrom,
+    line: Arc<Line>,
     latest: Arc<Mutex<Option<Probe>>>,
     inside: Arc<Memory>,
     task: AbortHandle,
+}
+
+/// URL, the operator's certificate, and the authority's.
+type MadeFrom = (String, String, String);
+
+impl Entry {
+    fn access(&self) -> Option<Access> {
+        let (server, _, authority) = self.made_from.clone();
+        Some(Access { client: self.line.client()?, server, authority, line: self.line.clone() })
+    }
 }
 
 impl Drop for Entry {
@@ -124,34 +147,35 @@ impl Tenants {
         let mut entries = locked(&self.entries);
         let known = entries.get(&tenant.uid);
         if let Some(entry) = known.filter(|entry| entry.made_from == made_from) {
-            return Some(entry.access.client.clone());
+            return entry.line.client();
         }
         let key = keyring.get(OPERATOR_SECRET, "api.key")?;
-        let config = Arc::new(configure(&made_from.0, authority, certificate, key)?);
-        let client = connect(&config)?;
+        let config = configure(&made_from.0, authority, certificate, key)?;
+        let tls = config.rustls_client_config().inspect_err(unusable).ok()?;
+        let target = Target::new(&config.cluster_url, tls)?;
+        let line = Arc::new(Line { config, client: Mutex::default() });
+        let client = line.client()?;
         // What was seen before stays evidence while the new client makes its first request.
         let latest = known.map(|entry| entry.latest.clone()).unwrap_or_default();
         let inside = known.map(|entry| entry.inside.clone()).unwrap_or_default();
-        let name = (tenant.namespace.clone(), tenant.name.clone());
-        let probing = probe_for_ever(
-            client.clone(),
-            latest.clone(),
-            inside.clone(),
-            self.bell.clone(),
-            name,
-            self.interval,
-            self.metrics.clone(),
-        );
-        let task = tokio::spawn(probing).abort_handle();
-        let (server, _, authority) = made_from.clone();
-        let access = Access { client: client.clone(), server, authority, config };
-        entries.insert(tenant.uid.clone(), Entry { made_from, access, latest, inside, task });
+        let probing = Probing {
+            target,
+            line: line.clone(),
+            latest: latest.clone(),
+            inside: inside.clone(),
+            bell: self.bell.clone(),
+            name: (tenant.namespace.clone(), tenant.name.clone()),
+            interval: self.interval,
+            metrics: self.metrics.clone(),
+        };
+        let task = tokio::spawn(probing.go_on()).abort_handle();
+        entries.insert(tenant.uid.clone(), Entry { made_from, line, latest, inside, task });
         Some(client)
     }
 
     /// How a tenant's API is reached, once its control plane was looked at.
     pub(crate) fn access(&self, uid: &str) -> Option<Access> {
-        locked(&self.entries).get(uid).map(|entry| entry.access.clone())
+        locked(&self.entries).get(uid)?.access()
     }
 
     /// The same with what is remembered of its inside.
@@ -195,7 +219,7 @@ fn configure(server: &str, authority: &str, certificate: &str, key: &str) -> Opt
         client_key_data: Some(encode(key).into()),
         ..AuthInfo::default()
     };
-    config.connect_timeout = Some(CONNECT);
+    config.connect_timeout = Some(probe::CONNECT);
     config.read_timeout = Some(IDLE);
     config.reset_reader_on_write = true;
     // Whoever asks here has a deadline: a blocked server must not be asked fifteen times behind our back.
@@ -203,50 +227,62 @@ fn configure(server: &str, authority: &str, certificate: &str, key: &str) -> Opt
     Some(config)
 }
 
-fn connect(config: &kube::Config) -> Option<kube::Client> {
-    kube::Client::try_from(config.clone())
-        .inspect_err(|error| tracing::warn!(%error, "no client for a tenant"))
-        .ok()
+fn connect(config: kube::Config) -> Option<kube::Client> {
+    kube::Client::try_from(config).inspect_err(unusable).ok()
 }
 
-async fn probe_for_ever(
-    client: kube::Client,
+fn unusable(error: &kube::Error) {
+    tracing::warn!(%error, "no client for a tenant");
+}
+
+/// The task of one tenant.
+struct Probing {
+    target: Target,
+    line: Arc<Line>,
     latest: Arc<Mutex<Option<Probe>>>,
     inside: Arc<Memory>,
     bell: Bell,
     name: Name,
     interval: Duration,
     metrics: Arc<Metrics>,
-) {
-    let begin = Instant::now();
-    let mut connected = begin;
-    // The version of who is at the other end; a connection that was just opened may lead to another server.
-    let mut version: Option<String> = None;
-    loop {
-        let last = connected.elapsed() >= AGE;
-        let mut answer = probe(&client, &metrics, last, version.as_deref()).await;
-        version = answer.as_ref().ok().filter(|_| !last).cloned();
-        if last {
-            connected = Instant::now();
+}
+
+impl Probing {
+    async fn go_on(self) {
+        let begin = Instant::now();
+        loop {
+            let mut answer = self.target.probe(&self.metrics).await;
+            if answer.is_err() && locked(&self.latest).as_ref().is_some_and(is_serving) {
+                // One failure may be a server that went in this moment; a second one is news.
+                sleep(EAGER).await;
+                answer = self.target.probe(&self.metrics).await;
+            }
+            let (changed, serving) = {
+                let mut latest = locked(&self.latest);
+                let next = note(latest.as_ref(), answer, Timestamp::now());
+                let changed = latest.as_ref().map(is_serving) != Some(is_serving(&next));
+                let serving = is_serving(&next);
+                *latest = Some(next);
+                (changed, serving)
+            };
+            if serving && self.glance().await || changed {
+                (self.bell)(&self.name);
+            }
+            self.line.rest();
+            let eager = !serving && begin.elapsed() < EAGER_FOR;
+            sleep(if eager { EAGER.min(self.interval) } else { self.interval }).await;
         }
-        if answer.is_err() && locked(&latest).as_ref().is_some_and(is_serving) {
-            // One failure may be a connection that died with its server; a second one is news.
-            sleep(EAGER).await;
-            answer = probe(&client, &metrics, last, None).await;
+    }
+
+    /// Whether something changed inside.
+    async fn glance(&self) -> bool {
+        if !self.inside.has_workers() {
+            return false;
         }
-        let (changed, serving) = {
-            let mut latest = locked(&latest);
-            let next = note(latest.as_ref(), answer, Timestamp::now());
-            let changed = latest.as_ref().map(is_serving) != Some(is_serving(&next));
-            let serving = is_serving(&next);
-            *latest = Some(next);
-            (changed, serving)
-        };
-        if serving && inside.glance(&client).await || changed {
-            bell(&name);
+        match self.line.client() {
+            Some(client) => self.inside.glance(&client).await,
+            None => false,
         }
-        let eager = !serving && begin.elapsed() < EAGER_FOR;
-        sleep(if eager { EAGER.min(interval) } else { interval }).await;
     }
 }
 
@@ -269,127 +305,27 @@ fn note(before: Option<&Probe>, answer: Result<String, String>, now: Timestamp) 
     Probe { at: now, answer }
 }
 
-/// Asks for something real, maybe the last time on this connection; and for the version, unless it is known.
-async fn probe(
-    client: &kube::Client,
-    metrics: &Metrics,
-    last: bool,
-    version: Option<&str>,
-) -> Result<String, String> {
-    let begin = Instant::now();
-    let result = within(DEADLINE, async {
-        let version = match version {
-            Some(version) => version.to_owned(),
-            None => client.apiserver_version().await?.git_version,
-        };
-        // A read of one object is answered by etcd, not from a cache.
-        let mut read = Request::get(NAMESPACE).body(Vec::new()).map_err(kube::Error::HttpError)?;
-        if last {
-            read.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        client.request::<Namespace>(read).await?;
-        Ok(version)
-    })
-    .await;
-    match result {
-        Ok(version) => {
-            metrics.probes.succeeded(begin.elapsed());
-            Ok(version)
-        }
-        Err(error) => {
-            let class = classify(&error);
-            metrics.probes.failed(class.as_str());
-            debug!(%error, "probe failed");
-            Err(sentence(&error))
-        }
-    }
-}
-
-/// One stable sentence an error: what changes from try to try must not change status.
-fn sentence(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => format!("the API server answered {} {}", status.code, status.reason),
-        kube::Error::Service(cause) if cause.is::<tokio::time::error::Elapsed>() => {
-            format!("no answer within {} s", DEADLINE.as_secs())
-        }
-        other => {
-            let mut text = other.to_string();
-            let mut cause = std::error::Error::source(other);
-            while let Some(inner) = cause {
-                text = inner.to_string();
-                cause = inner.source();
-            }
-            text.chars().take(200).collect()
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use hyper::Response;
-    use hyper::server::conn::http1;
-    use hyper::service::service_fn;
-    use hyper_util::rt::TokioIo;
-    use tokio::net::TcpListener;
-
     use super::*;
 
-    /// Serves what a probe asks for; counts connections.
-    async fn serve(listener: TcpListener, connections: Arc<AtomicUsize>) {
-        let answer = service_fn(|request: hyper::Request<hyper::body::Incoming>| async move {
-            let body = match request.uri().path() {
-                "/version" => serde_json::json!({
-                    "major": "1", "minor": "37", "gitVersion": "v1.37.1", "gitCommit": "", "gitTreeState": "",
-                    "buildDate": "", "goVersion": "", "compiler": "", "platform": "",
-                }),
-                _ => serde_json::json!({
-                    "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"},
-                }),
-            };
-            Ok::<_, Infallible>(Response::new(body.to_string()))
-        });
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            connections.fetch_add(1, Ordering::SeqCst);
-            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_connection_lives_from_probe_to_probe_but_not_for_ever() {
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_nobody_asks_for_is_let_go_of() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = format!("http://{}", listener.local_addr().unwrap());
-        let connections = Arc::new(AtomicUsize::new(0));
-        tokio::spawn(serve(listener, connections.clone()));
-        let own = rcgen::generate_simple_self_signed(["own".to_owned()]).unwrap();
-        let (certificate, key) = (own.cert.pem(), own.signing_key.serialize_pem());
-        let client = connect(&configure(&server, &certificate, &certificate, &key).unwrap()).unwrap();
-        let metrics = Metrics::new();
-        let pause = async |time| {
-            tokio::time::pause();
-            // Paused time leaps from timer to timer.
-            sleep(time).await;
-            tokio::time::resume();
-        };
-
-        probe(&client, &metrics, false, None).await.unwrap();
-        for _ in 0..3 {
-            pause(crate::args::LONGEST_PROBE_INTERVAL.unsigned_abs()).await;
-            assert_eq!(probe(&client, &metrics, false, None).await.unwrap(), "v1.37.1");
-        }
-        assert_eq!(connections.load(Ordering::SeqCst), 1);
-        pause(IDLE + Duration::from_secs(1)).await;
-        probe(&client, &metrics, false, None).await.unwrap();
-        assert_eq!(connections.load(Ordering::SeqCst), 2);
-        // The last one on a connection: the next finds out whether new clients are let in.
-        assert_eq!(probe(&client, &metrics, true, Some("v1")).await.unwrap(), "v1");
-        assert_eq!(connections.load(Ordering::SeqCst), 2);
-        probe(&client, &metrics, false, None).await.unwrap();
-        assert_eq!(connections.load(Ordering::SeqCst), 3);
+        let config = kube::Config::new("https://192.0.2.1:6443".parse().unwrap());
+        let line = Line { config, client: Mutex::default() };
+        line.client().unwrap();
+        sleep(IDLE).await;
+        line.rest();
+        assert!(locked(&line.client).is_some());
+        line.client().unwrap();
+        sleep(IDLE).await;
+        line.rest();
+        assert!(locked(&line.client).is_some(), "used in between");
+        sleep(Duration::from_millis(1)).await;
+        line.rest();
+        assert!(locked(&line.client).is_none());
+        line.client().unwrap();
     }
 
     #[test]

@@ -1,48 +1,54 @@
 //! What listens where the clients of a played pod look for it: TLS as the pod would speak it, with the key material
 //! that the operator made for it, and behind it a real server that many tenants share.
 //!
-//! What is of one tenant alone in that server, the endpoints of its `kubernetes` Service, is kept in a namespace of its
-//! own there; whoever comes through the tenant's door sees it in `default`.
+//! What is of one tenant alone in that server is kept apart there: objects of the namespaces that every cluster has are
+//! in namespaces named after the tenant, and its nodes carry its name in a label. Whoever comes through the tenant's door
+//! sees only these, in the usual namespaces. Objects without a namespace, which are the same for all tenants, are shared.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use hyper::header::CONTENT_LENGTH;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{RootCertStore, ServerConfig};
+use serde_json::Value;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Mutex;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsAcceptor;
 
+use super::line::{self, Body, Failure, Line};
 use crate::Error;
-use crate::probe::Probe;
+use crate::kubectl::at;
+
+/// Namespaces that every cluster has, in which each tenant has objects of its own.
+pub(super) const NAMESPACES: [&str; 3] = ["default", "kube-public", "kube-system"];
+/// Whose node it is.
+pub(super) const NODE_LABEL: &str = "played.kaas.dev/tenant";
+const NODES: &str = "/api/v1/nodes";
+
+/// Where a namespace of a tenant is in the server that all share.
+pub(super) fn namespace_of(tenant: &str, namespace: &str) -> String {
+    format!("{tenant}-{namespace}")
+}
 
 /// A server behind doors.
 #[derive(Clone)]
 pub(super) enum Behind {
-    /// An API server, as the user of a probe, over HTTP/1.1, with the namespace that is the tenant's own there.
-    Api(SocketAddr, Arc<ClientConfig>, Arc<str>),
+    /// An API server, and the tenant whose objects there are seen.
+    Api(Arc<Line>, Arc<str>),
     /// A server that speaks HTTP/2 in the clear.
     Clear(SocketAddr),
 }
 
 impl Behind {
-    pub(super) fn api(probe: Probe, namespace: &str) -> Self {
-        let (address, config) = probe.into_parts();
-        Self::Api(address, config, namespace.into())
-    }
-
     /// What is spoken inside of TLS.
     fn protocol(&self) -> &'static str {
         match self {
@@ -117,74 +123,124 @@ impl Door {
     }
 }
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-type Body = BoxBody<Bytes, Failure>;
-
 /// One connection; whoever is refused or leaves ends it.
 async fn pass(stream: TcpStream, config: Arc<ServerConfig>, behind: Behind) -> Result<(), Failure> {
     stream.set_nodelay(true)?;
     let mut front = TlsAcceptor::from(config).accept(stream).await?;
-    let connect = async |address: SocketAddr| {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        std::io::Result::Ok(stream)
-    };
     match behind {
         Behind::Clear(address) => {
-            copy_bidirectional(&mut front, &mut connect(address).await?).await?;
+            let mut back = TcpStream::connect(address).await?;
+            back.set_nodelay(true)?;
+            copy_bidirectional(&mut front, &mut back).await?;
         }
-        Behind::Api(address, config, namespace) => {
-            let back =
-                TlsConnector::from(config).connect(address.ip().into(), connect(address).await?).await?;
-            let (sender, connection) = handshake(TokioIo::new(back)).await?;
-            let sender = Mutex::new(sender);
-            let serve = service_fn(|request| forward(request, &sender, &namespace));
-            let server = hyper::server::conn::http1::Builder::new();
-            tokio::select! {
-                result = connection => result?,
-                result = server.serve_connection(TokioIo::new(front), serve) => result?,
-            }
+        Behind::Api(line, tenant) => {
+            let serve = service_fn(|request| forward(request, &line, &tenant));
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(front), serve).await?;
         }
     }
     Ok(())
 }
 
-/// One request. Only those about a tenant's own objects are looked into: others may be watches.
-async fn forward(
-    request: Request<Incoming>,
-    sender: &Mutex<SendRequest<Body>>,
-    namespace: &str,
-) -> Result<Response<Body>, Failure> {
+/// What a request is about.
+#[derive(Debug, PartialEq, Eq)]
+enum About {
+    /// Objects in a namespace of the tenant: it goes there.
+    Own(String),
+    /// Objects wherever they are: what is another tenant's is left out of the answer.
+    Everywhere,
+    /// The tenant's nodes: it asks for no others.
+    Nodes(String),
+    /// What all tenants share.
+    Shared,
+}
+
+impl About {
+    fn of(method: &Method, target: &str, tenant: &str) -> Self {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        if let Some((before, rest)) = path.split_once("/namespaces/")
+            && let Some((namespace, object)) = rest.split_once('/')
+            && NAMESPACES.contains(&namespace)
+        {
+            let own = namespace_of(tenant, namespace);
+            return Self::Own(format!("{before}/namespaces/{own}/{object}?{query}"));
+        }
+        let listed = method == Method::GET && !query.contains("watch=");
+        match path {
+            NODES if method == Method::GET => Self::Nodes(format!(
+                "{NODES}?{query}&labelSelector={}%3D{tenant}",
+                NODE_LABEL.replace('/', "%2F")
+            )),
+            _ if listed && query.contains("labelSelector=") => Self::Everywhere,
+            _ => Self::Shared,
+        }
+    }
+}
+
+/// One request. Only what is kept apart is looked into: others may be watches.
+async fn forward(request: Request<Incoming>, line: &Line, tenant: &str) -> Result<Response<Body>, Failure> {
     let (mut head, body) = request.into_parts();
-    let target = head.uri.to_string();
-    let Some(moved) = in_own_namespace(&target, namespace) else {
-        let request = Request::from_parts(head, body.map_err(Failure::from).boxed());
-        let answer = sender.lock().await.send_request(request).await?;
-        return Ok(answer.map(|body| body.map_err(Failure::from).boxed()));
+    let about = About::of(&head.method, &head.uri.to_string(), tenant);
+    let body = match &about {
+        About::Own(target) => {
+            head.uri = target.parse()?;
+            head.headers.remove(CONTENT_LENGTH);
+            line::whole(translate(&read(body).await?, tenant, Way::In))
+        }
+        About::Nodes(target) => {
+            head.uri = target.parse()?;
+            body.map_err(Failure::from).boxed()
+        }
+        About::Everywhere | About::Shared => body.map_err(Failure::from).boxed(),
     };
-    head.uri = moved.parse()?;
+    let (mut head, body) = line.pass(Request::from_parts(head, body)).await?.into_parts();
+    head.version = Version::HTTP_11;
+    let body = match about {
+        About::Own(_) => translate(&read(body).await?, tenant, Way::Out),
+        About::Everywhere => own_items(&read(body).await?, tenant)?,
+        About::Nodes(_) | About::Shared => {
+            return Ok(Response::from_parts(head, body.map_err(Failure::from).boxed()));
+        }
+    };
     head.headers.remove(CONTENT_LENGTH);
-    let body = translate(&body.collect().await?.to_bytes(), "default", namespace);
-    let answer = sender.lock().await.send_request(Request::from_parts(head, body)).await?;
-    let (mut head, body) = answer.into_parts();
-    head.headers.remove(CONTENT_LENGTH);
-    head.headers.remove(TRANSFER_ENCODING);
-    Ok(Response::from_parts(head, translate(&body.collect().await?.to_bytes(), namespace, "default")))
+    Ok(Response::from_parts(head, line::whole(body)))
 }
 
-/// Where a request for the endpoints of the `kubernetes` Service goes instead; `None` for every other one.
-fn in_own_namespace(target: &str, namespace: &str) -> Option<String> {
-    let (before, rest) = target.split_once("/namespaces/default/")?;
-    let path = rest.split('?').next()?;
-    matches!(path, "endpointslices/kubernetes" | "endpoints/kubernetes")
-        .then(|| format!("{before}/namespaces/{namespace}/{rest}"))
+async fn read(body: Incoming) -> Result<Bytes, Failure> {
+    Ok(body.collect().await?.to_bytes())
 }
 
-/// An object of one namespace as one of another, in the compact form in which both sides write JSON.
-fn translate(bytes: &Bytes, from: &str, to: &str) -> Body {
-    let name = |namespace: &str| format!("\"namespace\":\"{namespace}\"");
-    let text = String::from_utf8_lossy(bytes).replace(&name(from), &name(to));
-    Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed()
+/// Through a door.
+#[derive(Clone, Copy)]
+enum Way {
+    In,
+    Out,
+}
+
+/// Names of namespaces as they are on the other side, in the compact form in which both sides write JSON.
+fn translate(bytes: &Bytes, tenant: &str, way: Way) -> Bytes {
+    let mut text = String::from_utf8_lossy(bytes).into_owned();
+    for namespace in NAMESPACES {
+        let [inside, outside] = [namespace_of(tenant, namespace), namespace.to_owned()]
+            .map(|name| format!("\"namespace\":\"{name}\""));
+        text = match way {
+            Way::In => text.replace(&outside, &inside),
+            Way::Out => text.replace(&inside, &outside),
+        };
+    }
+    Bytes::from(text)
+}
+
+/// A list without the objects of other tenants. What has no namespace is everybody's.
+fn own_items(bytes: &Bytes, tenant: &str) -> Result<Bytes, Failure> {
+    let mut list: Value = serde_json::from_slice(bytes)?;
+    let own = NAMESPACES.map(|namespace| namespace_of(tenant, namespace));
+    if let Some(items) = list.get_mut("items").and_then(Value::as_array_mut) {
+        items.retain(|item| match at(item, "/metadata/namespace").as_str() {
+            Some(namespace) => own.iter().any(|own| own == namespace),
+            None => true,
+        });
+    }
+    Ok(translate(&Bytes::from(list.to_string()), tenant, Way::Out))
 }
 
 #[cfg(test)]
@@ -192,19 +248,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_endpoints_are_moved() {
-        let moved = |path: &str| in_own_namespace(path, "t1");
+    fn what_is_a_tenants_own_is_kept_apart() {
+        let about = |method: &Method, target: &str| About::of(method, target, "t1");
         let slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes?force=true";
-        let there = "/apis/discovery.k8s.io/v1/namespaces/t1/endpointslices/kubernetes?force=true";
-        assert_eq!(moved(slice).as_deref(), Some(there));
-        assert_eq!(moved("/api/v1/namespaces/default"), None);
-        assert_eq!(moved("/api/v1/namespaces/default/endpoints/other"), None);
+        let there = "/apis/discovery.k8s.io/v1/namespaces/t1-default/endpointslices/kubernetes?force=true";
+        assert_eq!(about(&Method::PATCH, slice), About::Own(there.to_owned()));
+        assert_eq!(about(&Method::GET, "/api/v1/namespaces/default"), About::Shared);
+        assert_eq!(about(&Method::GET, "/api/v1/configmaps?labelSelector=a"), About::Everywhere);
+        assert_eq!(about(&Method::GET, "/api/v1/configmaps?watch=true&labelSelector=a"), About::Shared);
+        let nodes = "/api/v1/nodes?watch=true&labelSelector=played.kaas.dev%2Ftenant%3Dt1";
+        assert_eq!(about(&Method::GET, "/api/v1/nodes?watch=true"), About::Nodes(nodes.to_owned()));
+        assert_eq!(about(&Method::GET, "/api/v1/nodes/p-0"), About::Shared);
     }
 
-    #[tokio::test]
-    async fn objects_are_translated() {
-        let object = Bytes::from(r#"{"metadata":{"name":"kubernetes","namespace":"default"}}"#);
-        let body = translate(&object, "default", "t1").collect().await.unwrap().to_bytes();
-        assert_eq!(body, r#"{"metadata":{"name":"kubernetes","namespace":"t1"}}"#);
+    #[test]
+    fn objects_are_translated_both_ways() {
+        let object = Bytes::from(r#"{"metadata":{"name":"kubernetes","namespace":"kube-system"}}"#);
+        let there = translate(&object, "t1", Way::In);
+        assert_eq!(there, r#"{"metadata":{"name":"kubernetes","namespace":"t1-kube-system"}}"#);
+        assert_eq!(translate(&there, "t1", Way::Out), object);
+        assert_eq!(translate(&there, "t", Way::Out), there);
+    }
+
+    #[test]
+    fn a_list_has_no_objects_of_others() {
+        let item = |namespace: &str| serde_json::json!({"metadata": {"namespace": namespace}});
+        let list = serde_json::json!({"items": [item("t1-default"), item("t11-default"), item("t1"), {}]});
+        let seen: Value =
+            serde_json::from_slice(&own_items(&list.to_string().into(), "t1").unwrap()).unwrap();
+        assert_eq!(seen, serde_json::json!({"items": [item("default"), {}]}));
     }
 }

@@ -3,30 +3,36 @@
 //! node, so a tenant costs some objects and two listeners, and a thousand of them fit on a small machine.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
-use super::door::{Behind, Door, Identity};
-use super::site::{ask, decode};
+use super::door::{self, Behind, Door, Identity};
+use super::line::Line;
+use super::site::{decode, expect};
 use crate::Error;
 use crate::kubectl::{at, condition};
-use crate::probe::Probe;
 use crate::wait;
 
-const NAMESPACE: &str = "played";
-const PATIENCE: Duration = Duration::from_secs(180);
-/// No time is measured here, but a thousand of these add up.
-const POLL: Duration = Duration::from_millis(40);
+pub(super) const NAMESPACE: &str = "played";
+/// No time is measured here, and the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Tenants under way at a time.
+const AT_ONCE: usize = 8;
+/// A thousand of these add up, and whoever asks more often takes the operator's time.
+const POLL: Duration = Duration::from_millis(100);
 const ETCD_PORT: u16 = 2379;
 /// The revision of the only template that each workload ever has here.
 const REVISION: &str = "1";
 
 /// The management cluster, and the servers that all tenants share.
 pub(super) struct Player {
-    pub(super) management: Probe,
-    pub(super) api: Probe,
+    pub(super) management: Line,
+    pub(super) api: Line,
     pub(super) etcd: SocketAddr,
     /// Address of node ports; not on loopback, which no endpoint may be.
     pub(super) node: IpAddr,
@@ -35,6 +41,9 @@ pub(super) struct Player {
 
 /// A tenant that runs as long as this lives.
 pub(super) struct Tenant {
+    pub(super) number: usize,
+    pub(super) name: String,
+    pub(super) uid: String,
     _doors: [Door; 2],
 }
 
@@ -57,10 +66,13 @@ impl Player {
                 "version": crate::component::KUBERNETES,
                 "controlPlane": {"replicas": 1, "endpoint": {"type": "NodePort"}},
                 "etcd": {"replicas": 1, "storage": {"ephemeral": {}}},
+                // Theirs is an address, or a name, that one API server has once.
+                "addons": {"coreDNS": {"enabled": false}, "metricsServer": {"enabled": false}},
             },
         });
         let created = self.ask("POST", &tenants, Some(&tenant), 201)?;
-        let home = format!("kaas-{}", at(&created, "/metadata/uid").as_str().unwrap_or_default());
+        let uid = at(&created, "/metadata/uid").as_str().unwrap_or_default().to_owned();
+        let home = format!("kaas-{uid}");
         let set = self.find(&format!("/apis/apps/v1/namespaces/{home}/statefulsets/etcd"))?;
         let address = address(number)?;
         let doors = [self.open_etcd(&home, address)?, self.open_api(&home, &name)?];
@@ -78,19 +90,38 @@ impl Player {
                 _ => Err(at(&object, "/status/conditions").to_string()),
             }
         })?;
-        Ok(Tenant { _doors: doors })
+        Ok(Tenant { number, name, uid, _doors: doors })
     }
 
-    fn ask(&self, method: &str, path: &str, body: Option<&Value>, expected: u16) -> Result<Value, Error> {
-        ask(&self.management, method, path, body, expected)
+    pub(super) fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        expected: u16,
+    ) -> Result<Value, Error> {
+        self.ask_at(&self.management, method, path, body, expected)
     }
 
-    fn until<T>(&self, what: &str, check: impl FnMut() -> Result<T, String>) -> Result<T, Error> {
+    /// A request to one of the two API servers.
+    pub(super) fn ask_at(
+        &self,
+        line: &Line,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        expected: u16,
+    ) -> Result<Value, Error> {
+        let answer = self.runtime.block_on(line.ask(method, path, "application/json", body));
+        expect(method, path, answer.map_err(|error| error.to_string()), expected)
+    }
+
+    pub(super) fn until<T>(&self, what: &str, check: impl FnMut() -> Result<T, String>) -> Result<T, Error> {
         wait::until(what, PATIENCE, POLL, check, String::new)
     }
 
     /// An object, as soon as the operator has made it.
-    fn find(&self, path: &str) -> Result<Value, Error> {
+    pub(super) fn find(&self, path: &str) -> Result<Value, Error> {
         self.until(path, || self.ask("GET", path, None, 200).map_err(|error| error.to_string()))
     }
 
@@ -99,14 +130,16 @@ impl Player {
         self.open(home, address, Behind::Clear(self.etcd), "etcd", "server", "etcd-ca")
     }
 
-    /// The tenant's endpoint, and its namespace in the server behind it.
-    fn open_api(&self, home: &str, namespace: &str) -> Result<Door, Error> {
-        let own = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
-        ask(&self.api, "POST", "/api/v1/namespaces", Some(&own), 201)?;
+    /// The tenant's endpoint, and its namespaces in the server behind it.
+    fn open_api(&self, home: &str, tenant: &str) -> Result<Door, Error> {
+        for namespace in door::NAMESPACES.map(|namespace| door::namespace_of(tenant, namespace)) {
+            let own = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
+            self.ask_at(&self.api, "POST", "/api/v1/namespaces", Some(&own), 201)?;
+        }
         let service = self.find(&format!("/api/v1/namespaces/{home}/services/kube-apiserver"))?;
         let port = at(&service, "/spec/ports/0/nodePort").as_u64().and_then(|port| u16::try_from(port).ok());
         let port = port.ok_or_else(|| Error::Invalid(format!("Service of {home} has no node port")))?;
-        let behind = Behind::api(self.api.clone(), namespace);
+        let behind = Behind::Api(Arc::new(self.api.another()), tenant.into());
         self.open(home, SocketAddr::new(self.node, port), behind, "kube-apiserver", "tls", "cluster-ca")
     }
 
@@ -182,20 +215,49 @@ impl Player {
         self.say(&format!("/apis/apps/v1/namespaces/{home}/{plural}/{own}/status"), status)
     }
 
-    fn say(&self, path: &str, status: Value) -> Result<(), Error> {
+    pub(super) fn say(&self, path: &str, status: Value) -> Result<(), Error> {
         let body = json!({"status": status});
-        let fail = |text: String| Error::Invalid(format!("PATCH {path}: {text}"));
         let kind = "application/merge-patch+json";
-        let answer = self.management.send("PATCH", path, kind, Some(&body)).map_err(fail)?;
-        match answer.code {
-            200 => Ok(()),
-            code => Err(fail(format!("HTTP {code}: {}", String::from_utf8_lossy(&answer.body)))),
-        }
+        let answer = self.runtime.block_on(self.management.ask("PATCH", path, kind, Some(&body)));
+        expect("PATCH", path, answer.map_err(|error| error.to_string()), 200).map(drop)
     }
 }
 
+/// Does something for each number, some at a time; the first failure ends it.
+pub(super) fn at_once<T: Send>(
+    numbers: Range<usize>,
+    work: impl Fn(usize) -> Result<T, Error> + Sync,
+) -> Result<Vec<T>, Error> {
+    let next = AtomicUsize::new(numbers.start);
+    let worker = || {
+        let mut done = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= numbers.end {
+                return Ok(done);
+            }
+            match work(number) {
+                Ok(result) => done.push(result),
+                Err(error) => {
+                    // The others stop at their next one.
+                    next.store(numbers.end, Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(worker)).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Vec<T>, Error>>| {
+            thread.join().map_err(|_| Error::Invalid("a playing thread died".to_owned()))?
+        };
+        let done: Vec<Vec<T>> = threads.into_iter().map(join).collect::<Result<_, _>>()?;
+        Ok(done.into_iter().flatten().collect())
+    })
+}
+
 /// An address of loopback for each tenant's pods.
-fn address(number: usize) -> Result<IpAddr, Error> {
+pub(super) fn address(number: usize) -> Result<IpAddr, Error> {
     let part = |value: usize| u8::try_from(value).ok();
     part(number / 250)
         .zip(part(number % 250 + 1))
@@ -206,6 +268,15 @@ fn address(number: usize) -> Result<IpAddr, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn everything_is_done_once_or_the_failure_is_told() {
+        let mut done = at_once(3..50, Ok).unwrap();
+        done.sort_unstable();
+        assert_eq!(done, (3..50).collect::<Vec<_>>());
+        let fail = |number| if number == 7 { Err(Error::Invalid("seven".into())) } else { Ok(number) };
+        assert!(at_once(0..50, fail).unwrap_err().to_string().contains("seven"));
+    }
 
     #[test]
     fn every_tenant_has_an_address_of_its_own() {

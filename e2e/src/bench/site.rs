@@ -14,7 +14,7 @@ use crate::Error;
 use crate::cluster::Cluster;
 use crate::credentials::Credentials;
 use crate::kubectl::at;
-use crate::probe::Probe;
+use crate::probe::{Answer, Probe};
 use crate::wait;
 
 pub(super) const NAMESPACE: &str = "bench";
@@ -106,13 +106,7 @@ impl Site {
 
     /// A merge patch.
     pub(super) fn patch(&self, path: &str, body: &Value) -> Result<Value, Error> {
-        let fail = |text: String| Error::Invalid(format!("PATCH {path}: {text}"));
-        let answer =
-            self.api.send("PATCH", path, "application/merge-patch+json", Some(body)).map_err(fail)?;
-        if answer.code != 200 {
-            return Err(fail(format!("HTTP {}: {}", answer.code, String::from_utf8_lossy(&answer.body))));
-        }
-        serde_json::from_slice(&answer.body).map_err(|error| fail(error.to_string()))
+        expect("PATCH", path, self.api.send("PATCH", path, "application/merge-patch+json", Some(body)), 200)
     }
 
     pub(super) fn until<T>(&self, what: &str, check: impl FnMut() -> Result<T, String>) -> Result<T, Error> {
@@ -213,8 +207,18 @@ pub(super) fn ask(
     body: Option<&Value>,
     expected: u16,
 ) -> Result<Value, Error> {
+    expect(method, path, api.request(method, path, body), expected)
+}
+
+/// What an answer says, which must have this code and be JSON.
+pub(super) fn expect(
+    method: &str,
+    path: &str,
+    answer: Result<Answer, String>,
+    expected: u16,
+) -> Result<Value, Error> {
     let fail = |text: String| Error::Invalid(format!("{method} {path}: {text}"));
-    let answer = api.request(method, path, body).map_err(fail)?;
+    let answer = answer.map_err(fail)?;
     if answer.code != expected {
         let text = String::from_utf8_lossy(&answer.body).into_owned();
         return Err(fail(format!("HTTP {}: {text}", answer.code)));

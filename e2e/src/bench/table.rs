@@ -6,6 +6,8 @@
 pub(super) enum Unit {
     Seconds,
     Mebibytes,
+    /// Of a core.
+    Percent,
     Times,
 }
 
@@ -14,6 +16,7 @@ impl Unit {
         match self {
             Self::Seconds => format!("{value:.2} s"),
             Self::Mebibytes => format!("{value:.2} MiB"),
+            Self::Percent => format!("{value:.1} %"),
             Self::Times => format!("{value:.0}"),
         }
     }

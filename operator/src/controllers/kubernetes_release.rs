@@ -34,12 +34,22 @@ pub(super) fn catalogue(client: &kube::Client) -> (Catalogue, impl Future<Output
     let (reader, writer) = store();
     let (announce, changed) = watch::channel(0_u64);
     let releases: Api<KubernetesRelease> = Api::all(client.clone());
+    let offers = reader.clone();
     let refreshing = async move {
+        let mut known = BTreeMap::new();
         let watched = watcher(releases, watcher::Config::default().timeout(55)).default_backoff();
         let mut events = std::pin::pin!(reflector(writer, watched).touched_objects());
         while let Some(event) = events.next().await {
             match event {
-                Ok(_) => announce.send_modify(|count| *count = count.wrapping_add(1)),
+                Ok(_) => {
+                    // Every cluster looks again. The word of who uses an entry is no reason: it is written with each new
+                    // cluster, and a thousand that look each time would hold up the next.
+                    let now = offered(&offers);
+                    if now != known {
+                        known = now;
+                        announce.send_modify(|count| *count = count.wrapping_add(1));
+                    }
+                }
                 Err(error) => debug!(%error, "watch of the catalogue"),
             }
         }
@@ -50,12 +60,7 @@ pub(super) fn catalogue(client: &kube::Client) -> (Catalogue, impl Future<Output
 impl Catalogue {
     /// Entries by version.
     pub(crate) fn releases(&self) -> BTreeMap<String, KubernetesReleaseSpec> {
-        self.store
-            .state()
-            .iter()
-            .filter(|release| release.metadata.deletion_timestamp.is_none())
-            .map(|release| (release.spec.version.clone(), release.spec.clone()))
-            .collect()
+        offered(&self.store)
     }
 
     /// Once the catalogue was read for the first time: before that it would look empty.
@@ -70,6 +75,15 @@ impl Catalogue {
             Some(((), changed))
         })
     }
+}
+
+fn offered(store: &Store<KubernetesRelease>) -> BTreeMap<String, KubernetesReleaseSpec> {
+    store
+        .state()
+        .iter()
+        .filter(|release| release.metadata.deletion_timestamp.is_none())
+        .map(|release| (release.spec.version.clone(), release.spec.clone()))
+        .collect()
 }
 
 /// Keeps the status of each entry in step with who uses it: a policy of the chart reads it when one is deleted.
@@ -141,4 +155,39 @@ async fn write(
     let params = PostParams { field_manager: Some(name::FIELD_MANAGER.into()), ..PostParams::default() };
     let releases: Api<KubernetesRelease> = Api::all(context.client.clone());
     within(DEADLINE, releases.replace_status(own, &params, &whole)).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::watcher::Event;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn who_uses_an_entry_changes_nothing_that_is_offered() {
+        let release = |users: i32, gone: bool| -> KubernetesRelease {
+            serde_json::from_value(json!({
+                "apiVersion": "kaas.dev/v1alpha1", "kind": "KubernetesRelease",
+                "metadata": {
+                    "name": "v1.37.1", "deletionTimestamp": gone.then_some("2026-06-01T00:00:00Z"),
+                },
+                "spec": {
+                    "version": "v1.37.1", "etcd": {"version": "3.7.3", "image": "etcd"},
+                    "images": {"kubeApiserver": "a", "kubeControllerManager": "b", "kubeScheduler": "c"},
+                },
+                "status": {"usedBy": [], "users": users, "summary": ""},
+            }))
+            .unwrap()
+        };
+        let (reader, mut writer) = store();
+        let mut after = |release| {
+            writer.apply_watcher_event(&Event::Apply(release));
+            offered(&reader)
+        };
+        let before = after(release(0, false));
+        assert_eq!(before.len(), 1);
+        assert_eq!(after(release(1, false)), before);
+        assert!(after(release(1, true)).is_empty());
+    }
 }
