@@ -72,6 +72,16 @@ impl Ground {
         Ok(())
     }
 
+    /// What is measured is measured on a machine that builds nothing.
+    fn await_builder(&self) {
+        if let Some(builder) = self.next.take() {
+            while !builder.is_finished() {
+                std::thread::sleep(POLL);
+            }
+            self.next.set(Some(builder));
+        }
+    }
+
     /// The operator of a later version.
     fn next_operator(&self) -> Result<PathBuf, Error> {
         match self.next.take() {
@@ -300,7 +310,7 @@ fn on_a_local_cluster(
         Extent::All => "soak",
     };
     let guarded = Guarded::new(purpose, repository, cache)?;
-    // It is built while the cluster starts and until the first flows under load.
+    // It is built while the cluster starts; the first flow under load waits for it.
     let next = flows(extent).iter().any(|flow| flow.name == consent::NAME).then(|| {
         let (repository, cache) = (repository.clone(), cache.clone());
         std::thread::spawn(move || compile::build_next_operator(&repository, &cache))
@@ -444,6 +454,12 @@ impl Stage {
         self.ground
             .as_ref()
             .ok_or_else(|| Error::Invalid("this flow runs on a local cluster only".to_owned()))
+    }
+
+    /// Clients of a tenant that go on until they are told to stop.
+    fn load(&self, name: &str) -> Result<load::Load, Error> {
+        self.ground.iter().for_each(Ground::await_builder);
+        load::Load::start(&self.tenant_kubeconfig(name)?)
     }
 
     /// Changes a tenant's spec by a merge patch.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::load::{Client, Load, Outage, Outcome};
+use super::load::{Client, Outage, Outcome};
 use super::{GONE, NAMESPACE, POLL, SOON, Stage, claim, scale, settled};
 use crate::Error;
 use crate::cgroup::Hierarchies;
@@ -186,7 +186,7 @@ impl<'a> Trial<'a> {
         let kubectl = stage.tenant_kubectl(name)?;
         let _ = kubectl.run(&["delete", "configmap", "kept", "--ignore-not-found"])?;
         kubectl.run(&["create", "configmap", "kept", "--from-literal=data=whole"])?;
-        let load = Load::start(&stage.tenant_kubeconfig(name)?)?;
+        let load = stage.load(name)?;
         let started = Instant::now();
         let result = deed().and_then(|()| {
             // Something must go wrong, or be seen to go on, before "settled" means anything.

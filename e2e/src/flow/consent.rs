@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::load::{Client, Load};
+use super::load::Client;
 use super::{Ground, NAMESPACE, Stage, claim, renewal, scale};
 use crate::Error;
 use crate::kubectl::at;
@@ -39,7 +39,7 @@ pub(super) fn nothing_restarts_unasked(stage: &Stage) -> Result<(), Error> {
 
 fn live(stage: &Stage, ground: &Ground) -> Result<(), Error> {
     let containers = renewal::containers_of(stage, TENANT)?;
-    let load = Load::start(&stage.tenant_kubeconfig(TENANT)?)?;
+    let load = stage.load(TENANT)?;
     let result = upgraded(stage, ground, &containers);
     let outcome = load.finish();
     say(format!("  the operator is upgraded: {}", outcome.line()));

@@ -42,7 +42,7 @@ fn live(stage: &Stage) -> Result<(), Error> {
     claim(first.len() >= 10, || format!("only {} certificates were found", first.len()))?;
     let end = first.values().map(|certificate| certificate.not_after).max().unwrap_or_default();
     let containers = containers(stage)?;
-    let load = Load::start(&stage.tenant_kubeconfig(TENANT)?)?;
+    let load = stage.load(TENANT)?;
     let started = Instant::now();
     let result = follow(stage, &load, end);
     let outcome = load.finish();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::load::{Client, Load, Outcome};
+use super::load::{Client, Outcome};
 use super::{POLL, READY, Stage, claim};
 use crate::Error;
 use crate::kubectl::at;
@@ -180,7 +180,7 @@ pub(super) fn under_load_of(
     what: &str,
     step: impl FnOnce() -> Result<(), Error>,
 ) -> Result<Outcome, Error> {
-    let load = Load::start(&stage.tenant_kubeconfig(name)?)?;
+    let load = stage.load(name)?;
     let started = Instant::now();
     let result = step();
     let seconds = started.elapsed().as_secs_f32();
