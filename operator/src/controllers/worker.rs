@@ -63,7 +63,7 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
         let outcome = execute::worker(yard, &sight, &plan.waves).await;
         debug!(pass, step = ?plan.step, actions = plan.waves.iter().map(Vec::len).sum::<usize>(), "pass");
         let refused = match outcome {
-            Ok(refused) => refused.or_else(|| sight.unanswered.clone()),
+            Ok(refused) => refused,
             Err(error) => {
                 let failure = error.failure();
                 let known = matches!(error.class(), Class::NotLeading | Class::Conflict);
@@ -73,10 +73,12 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
                 return Err(error.into());
             }
         };
-        if plan.waves.iter().flatten().any(|step| matches!(step, Step::RemoveFinalizer { .. })) {
+        let finishing = plan.waves.iter().flatten().any(|step| matches!(step, Step::RemoveFinalizer { .. }));
+        if finishing && refused.is_none() {
             yard.forget(uid);
             return Ok(Action::await_change());
         }
+        let refused = refused.or_else(|| sight.unanswered.clone());
         if plan.is_empty() || refused.is_some() || pass == PASSES {
             report(world, &sight, &plan, refused.as_ref(), None).await?;
             return Ok(back_off::until(plan.wake_at));
