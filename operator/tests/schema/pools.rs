@@ -1,26 +1,11 @@
-//! The schemas of pools, workers and instance types as a real API server judges them: what is refused, with words that
-//! name the field, the value and the way out; what is accepted, and then also understood by the operator; what may never
-//! change.
-#![cfg(test)]
+//! WorkerPools, Workers and InstanceTypes: what is refused, what is accepted, and what may never change.
 
-use std::time::Duration;
-
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kaas_crds::{InstanceType, Worker, WorkerPool};
-use kaas_e2e::apiserver::Apiserver;
-use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams, ValidationDirective};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, ValidationDirective};
 use kube::core::GroupVersionKind;
-use kube::runtime::wait::{await_condition, conditions};
-use kube::{Client, Config};
 use serde_json::{Value, json};
 
-const CRDS: [(&str, &str); 3] = [
-    ("instancetypes.kaas.dev", include_str!("../../charts/kaas-crds/templates/instancetypes.yaml")),
-    ("workerpools.kaas.dev", include_str!("../../charts/kaas-crds/templates/workerpools.yaml")),
-    ("workers.kaas.dev", include_str!("../../charts/kaas-crds/templates/workers.yaml")),
-];
-const DEADLINE: Duration = Duration::from_secs(30);
+use crate::judge::Judge;
 
 fn instance_type() -> Value {
     json!({"capacity": {"cpu": "2", "memory": "4Gi"}})
@@ -137,50 +122,15 @@ fn bad_pools() -> Refusals {
     ]
 }
 
-#[test]
-fn a_real_api_server_judges_pools_and_workers_as_written() {
-    // Blocks, so before the runtime.
-    let server = Apiserver::start().unwrap();
-    let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig().unwrap()).unwrap();
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-        let mut judge = Judge { client: Client::try_from(config).unwrap(), failures: Vec::new() };
-        judge.install().await;
-        judge.refusals("InstanceType", &instance_type(), bad_instance_types()).await;
-        judge.refusals("WorkerPool", &pool(), bad_pools()).await;
-        judge.acceptances().await;
-        judge.names().await;
-        judge.changes().await;
-        assert!(
-            judge.failures.is_empty(),
-            "{} failures:\n{}",
-            judge.failures.len(),
-            judge.failures.join("\n")
-        );
-    });
-}
-
-/// Asks the server, and collects every answer that is not as written, so that one run shows them all.
-struct Judge {
-    client: Client,
-    failures: Vec<String>,
+pub(crate) async fn judge(judge: &mut Judge) {
+    judge.refusals("InstanceType", &instance_type(), bad_instance_types()).await;
+    judge.refusals("WorkerPool", &pool(), bad_pools()).await;
+    judge.acceptances().await;
+    judge.names().await;
+    judge.changes().await;
 }
 
 impl Judge {
-    async fn install(&self) {
-        let api: Api<CustomResourceDefinition> = Api::all(self.client.clone());
-        for (name, manifest) in CRDS {
-            let crd: CustomResourceDefinition = serde_yaml::from_str(manifest).unwrap();
-            api.create(&PostParams::default(), &crd).await.unwrap();
-            let established = await_condition(api.clone(), name, conditions::is_crd_established());
-            tokio::time::timeout(DEADLINE, established)
-                .await
-                .expect("the CRD is established in time")
-                .unwrap();
-        }
-    }
-
     fn api(&self, kind: &str) -> Api<DynamicObject> {
         let gvk = GroupVersionKind::gvk("kaas.dev", "v1alpha1", kind);
         let resource = ApiResource::from_gvk_with_plural(&gvk, &format!("{}s", kind.to_lowercase()));
@@ -190,32 +140,14 @@ impl Judge {
         }
     }
 
-    /// What a user's `kubectl create --dry-run=server` does.
-    async fn try_create(&self, kind: &str, name: &str, spec: &Value) -> Result<DynamicObject, kube::Error> {
-        let api = self.api(kind);
-        let path = format!("{}?dryRun=All&fieldValidation=Strict", api.resource_url());
-        let body = serde_json::to_vec(&object(kind, name, spec)).unwrap();
-        let request = http::Request::post(path).header(http::header::CONTENT_TYPE, "application/json");
-        self.client.request(request.body(body).unwrap()).await
-    }
-
-    fn expect_refusal<T>(&mut self, what: &str, answer: Result<T, kube::Error>, words: &[&str]) {
-        let Err(error) = answer else { return self.failures.push(format!("{what}: was accepted")) };
-        let message = error.to_string();
-        let missing: Vec<_> = words.iter().filter(|word| !message.contains(**word)).collect();
-        if !missing.is_empty() {
-            self.failures.push(format!("{what}: {missing:?} not in: {message}"));
-        }
-    }
-
-    fn expect_success<T>(&mut self, what: &str, answer: Result<T, kube::Error>) -> Option<T> {
-        answer.map_err(|error| self.failures.push(format!("{what}: {error}"))).ok()
+    async fn try_kind(&self, kind: &str, name: &str, spec: &Value) -> Result<DynamicObject, kube::Error> {
+        self.try_create(&self.api(kind), &object(kind, name, spec)).await
     }
 
     async fn refusals(&mut self, kind: &str, good: &Value, bad: Refusals) {
         for (pointer, value, words) in bad {
             let what = format!("{kind} {pointer} {value}");
-            let answer = self.try_create(kind, "small", &with(good.clone(), pointer, value)).await;
+            let answer = self.try_kind(kind, "small", &with(good.clone(), pointer, value)).await;
             self.expect_refusal(&what, answer, words);
         }
     }
@@ -234,7 +166,7 @@ impl Judge {
             with(instance_type(), "/labels", many.clone()),
         ];
         for spec in types {
-            let answer = self.try_create("InstanceType", "small", &spec).await;
+            let answer = self.try_kind("InstanceType", "small", &spec).await;
             let Some(object) = self.expect_success(&spec.to_string(), answer) else { continue };
             let read = object.try_parse::<InstanceType>().map_err(|error| format!("{spec}: {error}"));
             self.failures.extend(read.err());
@@ -259,12 +191,12 @@ impl Judge {
             ),
         ];
         for spec in pools {
-            let answer = self.try_create("WorkerPool", "p", &spec).await;
+            let answer = self.try_kind("WorkerPool", "p", &spec).await;
             let Some(object) = self.expect_success(&spec.to_string(), answer) else { continue };
             let read = object.try_parse::<WorkerPool>().map_err(|error| format!("{spec}: {error}"));
             self.failures.extend(read.err());
         }
-        let answer = self.try_create("Worker", "p-0", &worker()).await;
+        let answer = self.try_kind("Worker", "p-0", &worker()).await;
         if let Some(object) = self.expect_success("a worker", answer) {
             self.failures.extend(object.try_parse::<Worker>().err().map(|error| error.to_string()));
         }
@@ -275,10 +207,10 @@ impl Judge {
             [("WorkerPool", pool(), 57), ("Worker", worker(), 63), ("InstanceType", instance_type(), 63)]
         {
             let (longest, longer) = ("a".repeat(most), "a".repeat(most + 1));
-            let answer = self.try_create(kind, &longest, &spec).await;
+            let answer = self.try_kind(kind, &longest, &spec).await;
             self.expect_success(&longest, answer);
             for name in [longer.as_str(), "a.b"] {
-                let answer = self.try_create(kind, name, &spec).await;
+                let answer = self.try_kind(kind, name, &spec).await;
                 self.expect_refusal(
                     name,
                     answer,

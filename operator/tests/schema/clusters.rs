@@ -1,27 +1,18 @@
-//! The schema as a real API server judges it: what is refused, with words that name the field, the value and the way
-//! out; what is accepted, and then also understood by the operator; what may never change, and what cannot yet.
-#![cfg(test)]
+//! TenantClusters and KubernetesReleases: what is refused, what is accepted, what may never change, and what cannot yet.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use std::time::Duration;
+
 use kaas_crds::{KubernetesRelease, TenantCluster};
-use kaas_e2e::apiserver::Apiserver;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, ValidationDirective,
 };
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Resource;
-use kube::runtime::wait::{await_condition, conditions};
-use kube::{Client, Config};
 use serde_json::{Value, json};
-use std::time::Duration;
 
-const CRDS: [(&str, &str); 2] = [
-    ("tenantclusters.kaas.dev", include_str!("../../charts/kaas-crds/templates/tenantclusters.yaml")),
-    ("kubernetesreleases.kaas.dev", include_str!("../../charts/kaas-crds/templates/kubernetesreleases.yaml")),
-];
-const ADMISSION: &str = include_str!("../../charts/kaas/templates/admission.yaml");
-const CATALOGUE: &str = include_str!("../../charts/kaas/catalogue/v1.37.1.yaml");
-const DEADLINE: Duration = Duration::from_secs(30);
+use crate::judge::{DEADLINE, Judge};
+
+const ADMISSION: &str = include_str!("../../../charts/kaas/templates/admission.yaml");
+const CATALOGUE: &str = include_str!("../../../charts/kaas/catalogue/v1.37.1.yaml");
 
 /// Specs that are refused, and words of the refusal: the field, the value, the way out.
 fn bad_specs() -> Vec<(Value, &'static [&'static str])> {
@@ -203,91 +194,31 @@ fn first_spec() -> Value {
     })
 }
 
-#[test]
-fn a_real_api_server_judges_as_written() {
-    // Blocks, so before the runtime.
-    let server = Apiserver::start().unwrap();
-    let kubeconfig = server.kubeconfig().unwrap();
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let options = KubeConfigOptions::default();
-        let config =
-            Config::from_custom_kubeconfig(Kubeconfig::from_yaml(&kubeconfig).unwrap(), &options).await;
-        let judge = Judge { client: Client::try_from(config.unwrap()).unwrap(), failures: Vec::new() };
-        let mut judge = judge.install().await;
-        judge.specs().await;
-        judge.nulls().await;
-        judge.names().await;
-        judge.changes().await;
-        judge.releases().await;
-        assert!(
-            judge.failures.is_empty(),
-            "{} failures:\n{}",
-            judge.failures.len(),
-            judge.failures.join("\n")
-        );
-    });
-}
-
-/// Asks the server, and collects every answer that is not as written, so that one run shows them all.
-struct Judge {
-    client: Client,
-    failures: Vec<String>,
+pub(crate) async fn judge(judge: &mut Judge) {
+    judge.specs().await;
+    judge.nulls().await;
+    judge.cluster_names().await;
+    judge.cluster_changes().await;
+    judge.releases().await;
 }
 
 impl Judge {
-    async fn install(self) -> Self {
-        let api: Api<CustomResourceDefinition> = Api::all(self.client.clone());
-        for (name, manifest) in CRDS {
-            let crd: CustomResourceDefinition = serde_yaml::from_str(manifest).unwrap();
-            api.create(&PostParams::default(), &crd).await.unwrap();
-            let established = await_condition(api.clone(), name, conditions::is_crd_established());
-            tokio::time::timeout(DEADLINE, established)
-                .await
-                .expect("the CRD is established in time")
-                .unwrap();
-        }
-        self
-    }
-
     fn clusters(&self) -> Api<DynamicObject> {
         let resource = ApiResource::erase::<TenantCluster>(&());
         Api::namespaced_with(self.client.clone(), "default", &resource)
     }
 
-    /// What a user's `kubectl apply --dry-run=server` does with a new object.
-    async fn try_create(&self, name: &str, spec: &Value) -> Result<DynamicObject, kube::Error> {
-        let path =
-            "/apis/kaas.dev/v1alpha1/namespaces/default/tenantclusters?dryRun=All&fieldValidation=Strict";
-        let body = serde_json::to_vec(&cluster(name, spec)).unwrap();
-        let request = http::Request::post(path).header(http::header::CONTENT_TYPE, "application/json");
-        self.client.request(request.body(body).unwrap()).await
-    }
-
-    fn expect_refusal<T>(&mut self, what: &str, answer: Result<T, kube::Error>, words: &[&str]) {
-        match answer {
-            Ok(_) => self.failures.push(format!("{what}: was accepted")),
-            Err(error) => {
-                let message = error.to_string();
-                let missing: Vec<_> = words.iter().filter(|word| !message.contains(**word)).collect();
-                if !missing.is_empty() {
-                    self.failures.push(format!("{what}: {missing:?} not in: {message}"));
-                }
-            }
-        }
-    }
-
-    fn expect_success<T>(&mut self, what: &str, answer: Result<T, kube::Error>) -> Option<T> {
-        answer.map_err(|error| self.failures.push(format!("{what}: {error}"))).ok()
+    async fn try_cluster(&self, name: &str, spec: &Value) -> Result<DynamicObject, kube::Error> {
+        self.try_create(&self.clusters(), &cluster(name, spec)).await
     }
 
     async fn specs(&mut self) {
         for (spec, words) in bad_specs() {
-            let answer = self.try_create("blue", &spec).await;
+            let answer = self.try_cluster("blue", &spec).await;
             self.expect_refusal(&spec.to_string(), answer, words);
         }
         for spec in good_specs() {
-            let answer = self.try_create("blue", &spec).await;
+            let answer = self.try_cluster("blue", &spec).await;
             let Some(object) = self.expect_success(&spec.to_string(), answer) else { continue };
             // What the server lets in, the operator must be able to read.
             if let Err(error) = object.try_parse::<TenantCluster>() {
@@ -305,19 +236,19 @@ impl Judge {
         self.expect_refusal("null applied", answer, &["spec.etcd.storage.persistent", "null"]);
     }
 
-    async fn names(&mut self) {
+    async fn cluster_names(&mut self) {
         let spec = json!({"version": "v1.37.1"});
         for name in ["1blue", "blue.red", &"a".repeat(51)] {
-            let answer = self.try_create(name, &spec).await;
+            let answer = self.try_cluster(name, &spec).await;
             self.expect_refusal(name, answer, &["metadata.name", &format!("'{name}'"), "at most 50"]);
         }
         for name in ["b", "blue-2", &"a".repeat(50)] {
-            let answer = self.try_create(name, &spec).await;
+            let answer = self.try_cluster(name, &spec).await;
             self.expect_success(name, answer);
         }
     }
 
-    async fn changes(&mut self) {
+    async fn cluster_changes(&mut self) {
         let clusters = self.clusters();
         let gold = cluster("gold", &first_spec());
         clusters.patch("gold", &strict("tester"), &Patch::Apply(gold)).await.unwrap();
