@@ -45,18 +45,10 @@ impl Fault {
         Fault::LateWrite,
     ];
 
-    /// For what infrastructures do: theirs is a world that is told late.
-    pub(crate) const WORKERS: [Fault; 9] = [
-        Fault::Crash,
-        Fault::CrashAnswered,
-        Fault::ReplyLost,
-        Fault::Conflict,
-        Fault::TooManyRequests,
-        Fault::InternalError,
-        Fault::StaleRead,
-        Fault::LateWrite,
-        Fault::Lag,
-    ];
+    /// For what infrastructures do, too: theirs is a world that is told late.
+    pub(crate) fn of_workers() -> Vec<Fault> {
+        Fault::ALL.into_iter().chain([Fault::Lag]).collect()
+    }
 }
 
 /// Defects for the test of the test: what an operator would do that has them.

@@ -68,14 +68,15 @@ struct Deck(BTreeMap<Operation, Vec<Strike>>);
 impl Deck {
     fn new(writes: &Writes) -> Self {
         let only = std::env::var("SWEEP_ONLY").unwrap_or_default();
+        let all = Fault::of_workers();
         let (mut seen, mut turn) = (BTreeSet::new(), 0);
         let mut deck = BTreeMap::new();
         for (operation, targets) in writes {
             let mut strikes = Vec::new();
             for target in targets {
                 // Every fault where such a write is met first, some of them where it is met again: they take turns.
-                let count = if seen.insert(alike(target)) { Fault::WORKERS.len() } else { AGAIN };
-                let faults = Fault::WORKERS.into_iter().cycle().skip(turn % Fault::WORKERS.len()).take(count);
+                let count = if seen.insert(alike(target)) { all.len() } else { AGAIN };
+                let faults = all.iter().copied().cycle().skip(turn % all.len()).take(count);
                 strikes.extend(faults.map(|fault| Strike { target: target.clone(), fault }));
                 turn += count;
             }
@@ -148,7 +149,7 @@ fn every_fault_at_every_write_for_workers_ends_in_the_same_world() {
         tell(&format!("sweep: workers measured after {:.1} s", begin.elapsed().as_secs_f32()));
         let ended = live_all(&world, "pools", courses(&writes), &measures, begin).await;
         let operations: Vec<Operation> = writes.keys().copied().collect();
-        report(&ended, &operations, Fault::WORKERS.len(), &writes);
+        report(&ended, &operations, Fault::of_workers().len(), &writes);
         assert_right(&ended);
     });
 }
