@@ -2,7 +2,7 @@
 //! HTTP/2, and a watch that must miss and repeat nothing. What went wrong is counted, with its moment and its
 //! words; nothing here judges whether it was allowed to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +27,11 @@ use crate::Error;
 use crate::kubectl::at;
 use crate::probe::Probe;
 
+mod outcome;
+
+use outcome::Failure;
+pub(super) use outcome::{Client, Outage, Outcome};
+
 /// A connection either comes about in this time or counts as a failed request.
 const CONNECT: Duration = Duration::from_secs(3);
 /// Longer than any gap that is allowed somewhere, so that a gap is measured and not cut.
@@ -42,120 +47,6 @@ const LATE: Duration = Duration::from_secs(10);
 const PATH: &str = "/api/v1/namespaces/default/configmaps";
 /// How many loads this process has started.
 static LOADS: AtomicU64 = AtomicU64::new(0);
-
-/// One kind of client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Client {
-    /// Each request on a connection of its own.
-    Fresh,
-    /// One connection of HTTP/1.1, dropped when it is old.
-    Kept,
-    /// One connection of HTTP/2 for as long as the server lets it live.
-    Multiplexed,
-    /// The watch's own requests.
-    Watch,
-}
-
-/// A request that failed.
-#[derive(Debug, Clone)]
-pub(super) struct Failure {
-    pub(super) at: Instant,
-    pub(super) what: String,
-}
-
-/// What one kind of client went through.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Count {
-    pub(super) requests: u64,
-    pub(super) failures: Vec<Failure>,
-    /// Requests that were not sent any more, or that a server refused before it looked at them, by HTTP/2's own word
-    /// for it. The protocol says that they may be sent again, and they are.
-    pub(super) moved: u64,
-    /// The longest time between two answers.
-    pub(super) gap: Duration,
-    /// Times without a success between failures.
-    pub(super) outages: Vec<Outage>,
-    last: Option<Instant>,
-}
-
-/// From the first failed request to the next that succeeded.
-#[derive(Debug, Clone)]
-pub(super) struct Outage {
-    pub(super) begin: Instant,
-    /// None while it lasts.
-    pub(super) end: Option<Instant>,
-}
-
-impl Outage {
-    /// How long, or how long until now.
-    pub(super) fn lasted(&self) -> Duration {
-        self.end.unwrap_or_else(Instant::now).duration_since(self.begin)
-    }
-}
-
-/// What the load saw.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Outcome {
-    pub(super) clients: BTreeMap<Client, Count>,
-    /// Changes that were answered with success and that the watch never told.
-    pub(super) lost: Vec<String>,
-    /// Changes that it told twice.
-    pub(super) repeated: Vec<String>,
-    /// How often the watch's stream ended and was opened again where it had ended.
-    pub(super) streams: u64,
-    /// How often the server no longer had what came after the last change that was told (410), and a list was read
-    /// instead, as clients do: what happened before it is then told by nobody.
-    pub(super) lists: u64,
-}
-
-impl Outcome {
-    /// What one kind of client went through.
-    pub(super) fn of(&self, client: Client) -> Count {
-        self.clients.get(&client).cloned().unwrap_or_default()
-    }
-
-    /// Every failure, in order of time.
-    pub(super) fn failures(&self) -> Vec<Failure> {
-        let mut all: Vec<Failure> = self.clients.values().flat_map(|count| count.failures.clone()).collect();
-        all.sort_by_key(|failure| failure.at);
-        all
-    }
-
-    /// One line, for a person.
-    pub(super) fn line(&self) -> String {
-        let clients = self.clients.iter().map(|(client, count)| {
-            let moved = if count.moved > 0 { format!(", {} moved", count.moved) } else { String::new() };
-            format!(
-                "{client:?} {} of {} failed{moved}, longest gap {:.2} s",
-                count.failures.len(),
-                count.requests,
-                count.gap.as_secs_f32()
-            )
-        });
-        let clients: Vec<String> = clients.collect();
-        format!(
-            "{}; watch: {} lost, {} repeated, {} streams, {} lists",
-            clients.join("; "),
-            self.lost.len(),
-            self.repeated.len(),
-            self.streams,
-            self.lists
-        )
-    }
-
-    /// The first failures in full.
-    pub(super) fn details(&self) -> String {
-        let failures = self.failures();
-        let first = failures.first().map(|failure| failure.at);
-        let lines = failures.iter().take(12).map(|failure| {
-            let since = first.map(|first| failure.at.duration_since(first)).unwrap_or_default();
-            format!("+{:.2} s {}", since.as_secs_f32(), failure.what)
-        });
-        let others = self.lost.iter().map(|what| format!("lost: {what}"));
-        let others = others.chain(self.repeated.iter().map(|what| format!("repeated: {what}")));
-        lines.chain(others.take(12)).collect::<Vec<_>>().join("\n  ")
-    }
-}
 
 /// Changes as the writers know them and as the watch told them.
 #[derive(Debug, Default)]
