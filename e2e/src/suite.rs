@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Error;
+use crate::compile;
 use crate::flow;
 use crate::layout::{Cache, Repository};
 use crate::prerequisite;
@@ -48,6 +49,7 @@ pub fn run(repository: &Repository, cache: &Cache) -> Result<(), Error> {
         Ok(command) => step("dependencies", command, SHORT_DEADLINE, &mut tally),
         Err(error) => fail("dependencies", &error, &mut tally),
     }
+    programs(repository, cache, &mut tally);
     let tests = ["test", "--workspace", "--no-fail-fast"];
     tests_step(cargo(&tests), &mut |line| say(line), &mut tally);
     match flow::run(repository, cache, None, flow::Extent::Short) {
@@ -56,6 +58,18 @@ pub fn run(repository: &Repository, cache: &Cache) -> Result<(), Error> {
     }
     say(format!("all of it took {} s", started.elapsed().as_secs()));
     tally.conclude()
+}
+
+/// What tests start real servers from. The first build takes longer than any of them waits for one.
+fn programs(repository: &Repository, cache: &Cache, tally: &mut Tally) {
+    let started = Instant::now();
+    match compile::build_all(repository, cache, false) {
+        Ok(_) => {
+            say(format!("programs: ok ({} s)", started.elapsed().as_secs()));
+            tally.passed += 1;
+        }
+        Err(error) => fail("programs", &error, tally),
+    }
 }
 
 fn fail(name: &str, error: &Error, tally: &mut Tally) {

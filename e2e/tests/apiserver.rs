@@ -70,19 +70,20 @@ fn a_killed_test_leaves_no_process() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let await_fact = |fact: &dyn Fn() -> bool| {
+    let await_fact = |seconds: u64, fact: &dyn Fn() -> bool| {
         let started = Instant::now();
         while !fact() {
-            assert!(started.elapsed() < Duration::from_secs(120), "not within 120 s");
+            assert!(started.elapsed() < Duration::from_secs(seconds), "not within {seconds} s");
             std::thread::sleep(Duration::from_millis(20));
         }
     };
-    await_fact(&|| std::fs::read_to_string(&file).is_ok_and(|text| !text.is_empty()));
+    // It may have to build the servers first.
+    await_fact(1800, &|| std::fs::read_to_string(&file).is_ok_and(|text| !text.is_empty()));
     let directory = std::fs::read_to_string(&file).unwrap();
     assert_eq!(processes_in(&directory), 2);
     child.kill().unwrap();
     child.wait().unwrap();
-    await_fact(&|| processes_in(&directory) == 0);
+    await_fact(120, &|| processes_in(&directory) == 0);
     // What it left is removed by the next start.
     drop(Apiserver::start().unwrap());
     assert!(!std::path::Path::new(&directory).exists());
