@@ -39,7 +39,7 @@ use crate::world::World;
 const AT_ONCE: usize = 6;
 
 /// So many writes of one operation go wrong.
-const TOGETHER: usize = 2;
+const TOGETHER: usize = 3;
 
 /// All tests share one world, whose connections live in one runtime.
 fn run(test: impl Future<Output = ()>) {
