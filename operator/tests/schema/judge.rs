@@ -2,20 +2,13 @@
 
 use std::time::Duration;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, DynamicObject, PostParams};
+use kube::api::{Api, DynamicObject};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, Config};
 use serde_json::Value;
 
-const CRDS: [&str; 5] = [
-    include_str!("../../../charts/kaas-crds/templates/tenantclusters.yaml"),
-    include_str!("../../../charts/kaas-crds/templates/kubernetesreleases.yaml"),
-    include_str!("../../../charts/kaas-crds/templates/instancetypes.yaml"),
-    include_str!("../../../charts/kaas-crds/templates/workerpools.yaml"),
-    include_str!("../../../charts/kaas-crds/templates/workers.yaml"),
-];
+use crate::crds;
+
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Judge {
@@ -28,16 +21,7 @@ impl Judge {
         let kubeconfig = Kubeconfig::from_yaml(kubeconfig).unwrap();
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         let client = Client::try_from(config).unwrap();
-        let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-        for manifest in CRDS {
-            let crd: CustomResourceDefinition = serde_yaml::from_str(manifest).unwrap();
-            let name = api.create(&PostParams::default(), &crd).await.unwrap().metadata.name.unwrap();
-            let established = await_condition(api.clone(), &name, conditions::is_crd_established());
-            tokio::time::timeout(DEADLINE, established)
-                .await
-                .expect("the CRD is established in time")
-                .unwrap();
-        }
+        crds::install(&client).await;
         Judge { client, failures: Vec::new() }
     }
 

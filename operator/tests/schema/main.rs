@@ -3,6 +3,8 @@
 #![cfg(test)]
 
 mod clusters;
+#[path = "../common/crds.rs"]
+mod crds;
 mod judge;
 mod pools;
 

@@ -6,6 +6,8 @@
 //! caches and a wire of its own.
 #![cfg(test)]
 
+#[path = "../common/crds.rs"]
+mod crds;
 mod door;
 mod equal;
 mod etcd;

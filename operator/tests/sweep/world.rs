@@ -4,10 +4,8 @@ use std::net::{IpAddr, UdpSocket};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures::future::try_join_all;
 use jiff::SignedDuration;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kaas_crds::{InstanceType, KubernetesRelease, KubernetesReleaseSpec, name};
 use kaas_e2e::apiserver::Apiserver;
 use kaas_lifecycle::tenant::Platform;
@@ -19,25 +17,18 @@ use kaas_operator::metrics::Metrics;
 use kaas_operator::{controllers, run};
 use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, Config};
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
+use crate::crds;
 use crate::etcd::Etcd;
 use crate::kubelets;
 use crate::record::Record;
 use crate::wire::Wire;
 
-const CRDS: [&str; 5] = [
-    include_str!("../../../charts/kaas-crds/templates/tenantclusters.yaml"),
-    include_str!("../../../charts/kaas-crds/templates/kubernetesreleases.yaml"),
-    include_str!("../../../charts/kaas-crds/templates/instancetypes.yaml"),
-    include_str!("../../../charts/kaas-crds/templates/workerpools.yaml"),
-    include_str!("../../../charts/kaas-crds/templates/workers.yaml"),
-];
 /// What every pool here asks for.
 pub(crate) const INSTANCE_TYPE: &str = "small";
 /// What the chart lets the operator do: the sweep's operators may do no more.
@@ -134,17 +125,7 @@ impl World {
         let server = spawn_blocking(start_server).await.unwrap().unwrap();
         let admin = connect(&server.kubeconfig().unwrap()).await;
         let create = PostParams::default();
-        let crds: Api<CustomResourceDefinition> = Api::all(admin.clone());
-        try_join_all(CRDS.map(async |text| {
-            let crd: CustomResourceDefinition = serde_yaml::from_str(text).unwrap();
-            let crd = crds.create(&create, &crd).await?;
-            let name = crd.metadata.name.unwrap();
-            let established = await_condition(crds.clone(), &name, conditions::is_crd_established());
-            tokio::time::timeout(Duration::from_secs(30), established).await.unwrap().unwrap();
-            Ok::<_, kube::Error>(())
-        }))
-        .await
-        .unwrap();
+        crds::install(&admin).await;
         let role = serde_yaml::from_str(PERMISSIONS.split("\n---").next().unwrap()).unwrap();
         Api::<ClusterRole>::all(admin.clone()).create(&create, &role).await.unwrap();
         // What the chart adds where pods may be workers.
