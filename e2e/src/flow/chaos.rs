@@ -204,13 +204,7 @@ impl<'a> Trial<'a> {
             stage.await_settled(name).map(drop)?;
             pods_ready(stage, name)
         });
-        let seconds = started.elapsed().as_secs_f32();
-        let outcome = load.finish();
-        say(format!("  {what} ({seconds:.1} s): {}", outcome.line()));
-        let details = outcome.details();
-        if !details.is_empty() {
-            say(format!("  {details}"));
-        }
+        let outcome = scale::told(what, started, load);
         self.outages.extend(outcome.of(Client::Fresh).outages);
         result?;
         let after = foundation(stage, name)?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::load::{Client, Outcome};
+use super::load::{Client, Load, Outcome};
 use super::{POLL, READY, Stage, claim};
 use crate::Error;
 use crate::kubectl::at;
@@ -183,6 +183,12 @@ pub(super) fn under_load_of(
     let load = stage.load(name)?;
     let started = Instant::now();
     let result = step();
+    let outcome = told(what, started, load);
+    result.map(|()| outcome)
+}
+
+/// Ends a load, and tells what it saw since then.
+pub(super) fn told(what: &str, started: Instant, load: Load) -> Outcome {
     let seconds = started.elapsed().as_secs_f32();
     let outcome = load.finish();
     say(format!("  {what} ({seconds:.1} s): {}", outcome.line()));
@@ -190,7 +196,7 @@ pub(super) fn under_load_of(
     if !details.is_empty() {
         say(format!("  {details}"));
     }
-    result.map(|()| outcome)
+    outcome
 }
 
 pub(super) fn nothing_failed(outcome: &Outcome) -> Result<(), Error> {
