@@ -202,7 +202,9 @@ impl<'a> Trial<'a> {
             let report = || stage.kubectl.report();
             wait::until("requests to succeed again", super::READY, POLL, serving, report)?;
             stage.await_settled(name).map(drop)?;
-            pods_ready(stage, name)
+            pods_ready(stage, name)?;
+            // What failed meanwhile is over too, and was measured whole.
+            wait::until("requests to go on succeeding", super::READY, POLL, serving, report)
         });
         let outcome = scale::told(what, started, load);
         self.outages.extend(outcome.of(Client::Fresh).outages);

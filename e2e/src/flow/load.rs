@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::{http1, http2};
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{CONTENT_TYPE, HOST, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
@@ -155,6 +155,7 @@ impl Load {
             self.watch.abort();
         });
         let mut outcome = locked(&self.shared.outcome).clone();
+        outcome.close(Instant::now());
         let changes = locked(&self.shared.changes);
         outcome.lost = changes.missing().cloned().collect();
         outcome.repeated = changes.repeated.clone();
@@ -205,6 +206,9 @@ impl Sender {
 enum Refusal {
     /// The server said that it had not looked at it.
     Unprocessed,
+    /// The server said that it had not looked at it, and when to come again: 429 with Retry-After, which is what one
+    /// that is about to end says on connections that were made before.
+    Later(Duration),
     Failed(String),
 }
 
@@ -261,11 +265,12 @@ impl Shared {
         let request = self.request(method, path, body).map_err(Refusal::Failed)?;
         let answer = timeout(ANSWER, async {
             let answer = sender.send(request).await?;
-            let status = answer.status();
-            answer.into_body().collect().await.map(|body| (status, body.to_bytes()))
+            let (status, later) = (answer.status(), later(&answer));
+            answer.into_body().collect().await.map(|body| (status, later, body.to_bytes()))
         });
         match answer.await {
-            Ok(Ok(answer)) => Ok(answer),
+            Ok(Ok((_, Some(wait), _))) => Err(Refusal::Later(wait)),
+            Ok(Ok((status, None, body))) => Ok((status, body)),
             Ok(Err(error)) if unprocessed(&error) => Err(Refusal::Unprocessed),
             Ok(Err(error)) => Err(Refusal::Failed(words(&error))),
             Err(_) => Err(Refusal::Failed(format!("no answer within {} s", ANSWER.as_secs()))),
@@ -282,7 +287,7 @@ impl Shared {
                 Ok(at(&list, "/metadata/resourceVersion").as_str().unwrap_or_default().to_owned())
             }
             Ok((status, _)) => Err(format!("list: {status}")),
-            Err(Refusal::Unprocessed) => Err("list: not processed".to_owned()),
+            Err(Refusal::Unprocessed | Refusal::Later(_)) => Err("list: not processed".to_owned()),
             Err(Refusal::Failed(what)) => Err(what),
         }
     }
@@ -360,6 +365,15 @@ impl Shared {
                 Err(Refusal::Unprocessed) => {
                     locked(&self.outcome).clients.entry(client).or_default().moved += 1;
                     *kept = None;
+                }
+                // New connections are led to servers that stay: this word on one of them is a fault.
+                Err(Refusal::Later(_)) if client == Client::Fresh => {
+                    return Err(format!("{}, come again later", StatusCode::TOO_MANY_REQUESTS));
+                }
+                Err(Refusal::Later(wait)) => {
+                    locked(&self.outcome).clients.entry(client).or_default().delayed += 1;
+                    *kept = None;
+                    sleep(wait).await;
                 }
                 Err(Refusal::Failed(what)) => {
                     *kept = None;
@@ -467,6 +481,12 @@ impl From<String> for Refused {
     fn from(what: String) -> Self {
         Self { what, expired: false }
     }
+}
+
+/// When a refused request may be sent again: client-go's rule for 429 (rest.Request, at most ten times).
+fn later(answer: &Response<Incoming>) -> Option<Duration> {
+    let seconds = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    (answer.status() == StatusCode::TOO_MANY_REQUESTS).then(|| Duration::from_secs(seconds))
 }
 
 /// HTTP/2's word for a request that came after the server had said goodbye (RFC 9113, 6.8 and 8.7), or a request of which

@@ -114,14 +114,9 @@ pub(super) fn deletion_ends(stage: &Stage) -> Result<(), Error> {
     claim(stage.kubectl.run(&["get", "namespace", &namespace]).is_ok(), || {
         format!("namespace {namespace} is not there")
     })?;
-    stage.kubectl.run(&[
-        "--namespace",
-        NAMESPACE,
-        "delete",
-        "tenantclusters.kaas.dev",
-        "green",
-        "--wait=false",
-    ])?;
+    // With what a failed flow left: its failure is told once, not here again.
+    let all = ["delete", "tenantclusters.kaas.dev", "--all", "--wait=false"];
+    stage.kubectl.run(&[&["--namespace", NAMESPACE], all.as_slice()].concat())?;
     let gone = || {
         let left = stage
             .kubectl

@@ -31,6 +31,9 @@ pub(in crate::flow) struct Count {
     /// Requests that were not sent any more, or that a server refused before it looked at them, by HTTP/2's own word
     /// for it. The protocol says that they may be sent again, and they are.
     pub(in crate::flow) moved: u64,
+    /// Requests on a connection of before that a server refused with 429 and a time after which they may be sent again;
+    /// they are, on a new connection, as client-go does.
+    pub(in crate::flow) delayed: u64,
     /// The longest time between two answers.
     pub(in crate::flow) gap: Duration,
     /// Times without a success between failures.
@@ -69,6 +72,13 @@ pub(in crate::flow) struct Outcome {
 }
 
 impl Outcome {
+    /// Nobody asks any more: what failed last was seen to fail until now.
+    pub(super) fn close(&mut self, now: Instant) {
+        for outage in self.clients.values_mut().filter_map(|count| count.outages.last_mut()) {
+            outage.end.get_or_insert(now);
+        }
+    }
+
     /// What one kind of client went through.
     pub(in crate::flow) fn of(&self, client: Client) -> Count {
         self.clients.get(&client).cloned().unwrap_or_default()
@@ -84,11 +94,16 @@ impl Outcome {
     /// One line, for a person.
     pub(in crate::flow) fn line(&self) -> String {
         let clients = self.clients.iter().map(|(client, count)| {
-            let moved = if count.moved > 0 { format!(", {} moved", count.moved) } else { String::new() };
+            let told = |number: u64, word: &str| match number {
+                0 => String::new(),
+                _ => format!(", {number} {word}"),
+            };
             format!(
-                "{client:?} {} of {} failed{moved}, longest gap {:.2} s",
+                "{client:?} {} of {} failed{}{}, longest gap {:.2} s",
                 count.failures.len(),
                 count.requests,
+                told(count.moved, "moved"),
+                told(count.delayed, "asked to come later"),
                 count.gap.as_secs_f32()
             )
         });
