@@ -133,7 +133,11 @@ pub fn answer(
 pub fn classify(pod: &Pod, last: bool, now: Timestamp) -> Class {
     match pod.gone_by {
         _ if pod.addon && last => Class::Stays,
-        _ if pod.mirror || pod.finished || pod.controller.as_deref() == Some("DaemonSet") => Class::Stays,
+        _ if pod.mirror || pod.controller.as_deref() == Some("DaemonSet") => Class::Stays,
+        None if pod.finished => Class::Stays,
+        // One that was told to go has finished a moment before its kubelet takes it away: without the kubelet the object
+        // would be left on a node that is not there. If a finalizer keeps it, it has finished all the same.
+        Some(by) if pod.finished && now.duration_since(by) > PATIENCE => Class::Stays,
         Some(by) if now.duration_since(by) > PATIENCE => Class::Stuck,
         Some(_) => Class::Going,
         None => Class::Evictable,

@@ -41,6 +41,15 @@ fn pods_are_classified() {
     assert_eq!(of(|pod| pod.mirror = true), Class::Stays);
     assert_eq!(of(|pod| pod.finished = true), Class::Stays);
     assert_eq!(of(|pod| pod.gone_by = Some(later(30))), Class::Going);
+    for (seconds, class) in [(30, Class::Going), (-30, Class::Going), (-31, Class::Stays)] {
+        let mut pod = pod("a");
+        (pod.finished, pod.gone_by) = (true, Some(later(seconds)));
+        assert_eq!(
+            classify(&pod, false, now()),
+            class,
+            "a pod that has finished and is told to go, {seconds} s"
+        );
+    }
     assert_eq!(of(|pod| pod.gone_by = Some(later(-30))), Class::Going);
     assert_eq!(of(|pod| pod.gone_by = Some(later(-31))), Class::Stuck);
     // It ends with the node, however long that takes.
