@@ -201,6 +201,15 @@ fn build_operator(repository: &Repository, cache: &Cache) -> Result<PathBuf, Err
     build_variant(repository, cache, "kaas-operator", &[])
 }
 
+/// Builds what the flows install.
+///
+/// # Errors
+/// As [`build_next_operator`].
+pub(crate) fn build_operators(repository: &Repository, cache: &Cache) -> Result<(), Error> {
+    build_operator(repository, cache)?;
+    build_next_operator(repository, cache).map(drop)
+}
+
 /// The operator as a later version would be: one flag more in what it renders.
 ///
 /// # Errors

@@ -50,8 +50,14 @@ pub fn run(repository: &Repository, cache: &Cache) -> Result<(), Error> {
         Err(error) => fail("dependencies", &error, &mut tally),
     }
     programs(repository, cache, &mut tally);
+    // Tests leave the processor idle a third of the time. What fails here is told by the flows, which build them too.
+    let ahead = {
+        let (repository, cache) = (repository.clone(), cache.clone());
+        std::thread::spawn(move || compile::build_operators(&repository, &cache))
+    };
     let tests = ["test", "--workspace", "--no-fail-fast"];
     tests_step(cargo(&tests), &mut |line| say(line), &mut tally);
+    drop(ahead.join());
     match flow::run(repository, cache, None, flow::Extent::Short) {
         Ok(flows) => tally.add(flows),
         Err(error) => fail("flows", &error, &mut tally),
