@@ -135,6 +135,18 @@ reasons! {
     Paused,
     /// The version is not in the catalogue.
     VersionNotInCatalogue,
+    /// There is no way from the version that runs to the one that is asked for.
+    UpgradePathInvalid,
+    /// The version that is asked for did not prove itself, and was not taken.
+    UpgradeRefused,
+    /// A change waits until the control plane is whole.
+    ControlPlaneUnsettled,
+    /// New binaries have to be well for a while before the emulated version is raised.
+    Soaking,
+    /// The spec holds back the last step of an upgrade.
+    FinalizeHeld,
+    /// One API server has to prove the next stage of an upgrade first.
+    CanaryProving,
     /// The platform has not set a host for NodePort endpoints.
     EndpointHostMissing,
     /// The load balancer has no address yet.

@@ -64,6 +64,8 @@ pub mod component {
     pub const ETCD: &str = "etcd";
     /// API servers, and their Service.
     pub const KUBE_APISERVER: &str = "kube-apiserver";
+    /// The one API server that proves the next stage of an upgrade, outside of the endpoint.
+    pub const KUBE_APISERVER_CANARY: &str = "kube-apiserver-canary";
     /// The tunnel's end beside each API server, in its pod.
     pub const KONNECTIVITY_SERVER: &str = "konnectivity-server";
     /// controller-manager and scheduler, which share a pod.

@@ -111,6 +111,8 @@ pub enum OperationType {
     Create,
     /// Pods are replaced or their number changes.
     Roll,
+    /// The control plane goes to another version.
+    Upgrade,
     /// etcd members are added, removed, replaced or restarted.
     ScaleEtcd,
     /// The cluster goes away.
@@ -147,6 +149,9 @@ pub struct Waiting {
     pub reason: String,
     /// Since when.
     pub since: Time,
+    /// When it ends by itself, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Time>,
     /// Who can end it.
     pub owner: Owner,
 }
@@ -190,6 +195,42 @@ pub struct HistoryEntry {
     /// How it ended.
     #[schemars(length(max = 256))]
     pub result: String,
+    /// What clients of the operator's own saw meanwhile, of an upgrade. Nothing was asked twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Measured>,
+}
+
+/// What clients saw through the endpoint.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Measured {
+    /// Requests on new connections.
+    #[schemars(range(min = 0))]
+    pub requests: i32,
+    /// Those that failed.
+    #[schemars(range(min = 0))]
+    pub failed: i32,
+    /// Requests on a connection that is used again.
+    #[schemars(range(min = 0))]
+    pub reused_requests: i32,
+    /// Those that failed.
+    #[schemars(range(min = 0))]
+    pub reused_failed: i32,
+    /// The longest time between two successes on new connections, in milliseconds.
+    #[schemars(range(min = 0))]
+    pub longest_gap_milliseconds: i32,
+    /// Changes that a watch told.
+    #[schemars(range(min = 0))]
+    pub watch_events: i32,
+    /// Changes that were answered and that the watch missed.
+    #[schemars(range(min = 0))]
+    pub watch_lost: i32,
+    /// Changes that it told twice.
+    #[schemars(range(min = 0))]
+    pub watch_repeated: i32,
+    /// The longest time from the answer to a change until the watch told it, in milliseconds.
+    #[schemars(range(min = 0))]
+    pub longest_watch_gap_milliseconds: i32,
 }
 
 impl Operation {

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::addons::Addons;
+use crate::period::Period;
 use crate::quantity::Quantity;
 use crate::status::TenantClusterStatus;
 
@@ -33,6 +34,12 @@ use crate::status::TenantClusterStatus;
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$')").message(Message::Expression(
         "\"metadata.name: '\" + self.metadata.name + \"' must be at most 50 lower-case letters, digits and '-', starting with a letter and ending with a letter or digit\"".into()
     )),
+    // From what runs, not from what was asked for before: whoever asked for too much may take it back.
+    validation = Rule::new(
+        "self.spec.version == oldSelf.spec.version || !has(self.status) || !has(self.status.version) || !self.status.version.matches('^v1[.][0-9]{1,3}[.][0-9]{1,3}$') || !self.spec.version.matches('^v1[.][0-9]{1,3}[.][0-9]{1,3}$') || int(self.spec.version.split('.')[1]) - int(self.status.version.split('.')[1]) in [-1, 0, 1]"
+    ).message(Message::Expression(
+        "\"spec.version: \" + self.spec.version + \" is more than one minor version away from \" + self.status.version + \", which runs; a control plane goes one minor version at a time\"".into()
+    )),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TenantClusterSpec {
@@ -41,9 +48,6 @@ pub struct TenantClusterSpec {
     #[x_kube(
         validation = Rule::new("self.matches('^v1\\\\.[0-9]{1,3}\\\\.[0-9]{1,3}$')").message(Message::Expression(
             "\"spec.version: '\" + self + \"' must look like v1.37.1; kubectl get kubernetesreleases lists what there is\"".into()
-        )),
-        validation = Rule::new("self == oldSelf").message(Message::Expression(
-            "\"spec.version: cannot be changed yet, it stays \" + oldSelf + \"; create a second TenantCluster for another version\"".into()
         ))
     )]
     pub version: String,
@@ -64,6 +68,10 @@ pub struct TenantClusterSpec {
     #[serde(default)]
     pub addons: Addons,
 
+    /// How an upgrade to the next minor version goes.
+    #[serde(default)]
+    pub upgrade: Upgrade,
+
     /// While true nothing of this cluster is changed; status is still kept up to date. Deletion is not held up.
     #[serde(default)]
     pub paused: bool,
@@ -73,6 +81,41 @@ pub struct TenantClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub accept_revision: Option<String>,
+}
+
+/// How an upgrade to the next minor version goes: new binaries emulate the old version first.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Upgrade {
+    /// When the new binaries begin to serve their own version; until then the way back is a mere roll.
+    #[serde(default)]
+    pub finalize: Finalize,
+
+    /// The new binaries must have been well for so long before that, for example `90s`, `10m` or `2h`; at most 168h.
+    #[serde(default = "default_soak")]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,6}[smh]$') && duration(self) <= duration('168h')").message(Message::Expression(
+        "\"spec.upgrade.soak: '\" + self + \"' must be a number and a unit of at most 168h, for example 90s, 10m or 2h\"".into()
+    )))]
+    pub soak: Period,
+}
+
+/// When new binaries begin to serve their own version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Finalize {
+    /// When they have been well for the time of the soak.
+    #[default]
+    AfterSoak,
+    /// When this is set to AfterSoak: binaries that emulate are a state that one may rest in.
+    Manual,
+}
+
+fn default_soak() -> Period {
+    Period::minutes(10)
+}
+
+impl Default for Upgrade {
+    fn default() -> Self {
+        Upgrade { finalize: Finalize::default(), soak: default_soak() }
+    }
 }
 
 /// The hosted control plane.

@@ -28,7 +28,7 @@ fn config(cases: u32) -> Config {
 fn cluster() -> Value {
     let operation = json!({
         "type": "Roll", "target": "v1.37.1", "step": "1 of 2", "startedAt": "2026-06-01T00:00:00Z",
-        "waiting": {"reason": "Rolling", "since": "2026-06-01T00:00:00Z", "owner": "Nobody"},
+        "waiting": {"reason": "Rolling", "since": "2026-06-01T00:00:00Z", "until": "2026-06-01T00:10:00Z", "owner": "Nobody"},
     });
     json!({
         "apiVersion": "kaas.dev/v1alpha1",
@@ -47,6 +47,7 @@ fn cluster() -> Value {
                 "kubeProxy": {"enabled": false}, "coreDNS": {"enabled": true}, "cni": {"flannel": {}, "none": {}},
                 "metricsServer": {"enabled": true},
             },
+            "upgrade": {"finalize": "Manual", "soak": "90s"},
             "paused": false,
             "acceptRevision": "7eca6913821b29ca",
         },
@@ -65,6 +66,10 @@ fn cluster() -> Value {
             "history": [{
                 "type": "Create", "version": "v1.37.1", "startedAt": "2026-06-01T00:00:00Z",
                 "endedAt": "2026-06-01T00:00:05Z", "result": "Succeeded",
+                "probe": {
+                    "requests": 1, "failed": 2, "reusedRequests": 3, "reusedFailed": 4, "longestGapMilliseconds": 5,
+                    "watchEvents": 6, "watchLost": 7, "watchRepeated": 8, "longestWatchGapMilliseconds": 9,
+                },
             }],
         },
     })

@@ -17,6 +17,7 @@ use kaas_lifecycle::endpoint;
 use kaas_lifecycle::object::{Kind, Reference};
 use kaas_lifecycle::observed::{Live, Namespace, Observed};
 use kaas_lifecycle::tenant::{Platform, Tenant};
+use kaas_lifecycle::upgrade::canary::{self, Trial};
 use kaas_lifecycle::workers::report::Tally;
 use kube::api::{Api, ListParams};
 use tokio::sync::Semaphore;
@@ -124,6 +125,8 @@ pub(crate) async fn observe(
         pods: Vec::new(),
         etcd: None,
         probe: None,
+        trial: None,
+        vigil: None,
         addresses: BTreeSet::new(),
         inside: None,
         addons: None,
@@ -182,6 +185,8 @@ pub(crate) async fn observe(
         );
         observed.etcd = etcd;
         observed.inside = inside;
+        observed.trial = trial(sources.tenants, &observed, &pods.items);
+        observed.vigil = sources.tenants.seen(&observed.tenant.uid);
         if let Some(endpoint) = endpoint::endpoint(&observed) {
             observed.addresses = resolve(&endpoint.host, endpoint.port).await;
         }
@@ -194,6 +199,14 @@ pub(crate) async fn observe(
         }
     }
     Ok(Some((observed, keyring)))
+}
+
+/// What the canary of an upgrade has proved, once it is ready.
+fn trial(tenants: &Tenants, observed: &Observed, pods: &[Pod]) -> Option<Trial> {
+    let canary = canary::pod(observed)?;
+    let pod = pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(&canary.uid))?;
+    let address = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
+    tenants.prove(&observed.tenant, &canary.uid, address)
 }
 
 /// Workers that are left of a cluster.

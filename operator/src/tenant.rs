@@ -4,6 +4,7 @@
 //! only when the answer changes its kind.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +13,9 @@ use jiff::Timestamp;
 use kaas_lifecycle::action::Authority;
 use kaas_lifecycle::endpoint;
 use kaas_lifecycle::key_material::OPERATOR_SECRET;
-use kaas_lifecycle::observed::{Answer, Observed, Probe};
+use kaas_lifecycle::observed::{Answer, Observed, Probe, Vigil};
+use kaas_lifecycle::tenant::Tenant;
+use kaas_lifecycle::upgrade::canary::Trial;
 use kube::client::ConfigExt;
 use kube::config::AuthInfo;
 use tokio::task::AbortHandle;
@@ -23,6 +26,8 @@ use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 
 mod probe;
+mod trial;
+mod vigil;
 
 use probe::Target;
 
@@ -108,7 +113,15 @@ struct Entry {
     line: Arc<Line>,
     latest: Arc<Mutex<Option<Probe>>>,
     inside: Arc<Memory>,
+    proof: Arc<Mutex<Option<Proof>>>,
+    vigil: Option<vigil::Kept>,
     task: AbortHandle,
+}
+
+/// The pod that everything is or was asked of, and what it answered.
+struct Proof {
+    pod: String,
+    result: Option<Result<u32, String>>,
 }
 
 /// URL, the operator's certificate, and the authority's.
@@ -169,8 +182,48 @@ impl Tenants {
             metrics: self.metrics.clone(),
         };
         let task = tokio::spawn(probing.go_on()).abort_handle();
-        entries.insert(tenant.uid.clone(), Entry { made_from, line, latest, inside, task });
+        // One that is kept goes on at the new place, and its count begins anew.
+        let vigil = known.filter(|entry| entry.vigil.is_some()).map(|_| vigil::Kept::begin(&line.config));
+        let entry = Entry { made_from, line, latest, inside, proof: Arc::default(), vigil, task };
+        entries.insert(tenant.uid.clone(), entry);
         Some(client)
+    }
+
+    /// Begins to look at what clients see, or ends it.
+    pub(crate) fn keep_vigil(&self, uid: &str, wanted: bool) {
+        if let Some(entry) = locked(&self.entries).get_mut(uid)
+            && entry.vigil.is_some() != wanted
+        {
+            entry.vigil = wanted.then(|| vigil::Kept::begin(&entry.line.config));
+        }
+    }
+
+    /// What clients saw since then.
+    pub(crate) fn seen(&self, uid: &str) -> Option<Vigil> {
+        locked(&self.entries).get(uid)?.vigil.as_ref().map(vigil::Kept::seen)
+    }
+
+    /// What the API server of a pod answered when everything was asked of it. The first call asks; the answer wakes the
+    /// tenant.
+    pub(crate) fn prove(&self, tenant: &Tenant, pod: &str, address: IpAddr) -> Option<Trial> {
+        let entries = locked(&self.entries);
+        let entry = entries.get(&tenant.uid)?;
+        let mut proof = locked(&entry.proof);
+        if let Some(known) = proof.as_ref().filter(|known| known.pod == pod) {
+            return known.result.clone().map(|result| Trial { pod: pod.to_owned(), result });
+        }
+        *proof = Some(Proof { pod: pod.to_owned(), result: None });
+        let (line, proof, bell) = (entry.line.clone(), entry.proof.clone(), self.bell.clone());
+        let (pod, name) = (pod.to_owned(), (tenant.namespace.clone(), tenant.name.clone()));
+        tokio::spawn(async move {
+            let result = trial::run(&line.config, address, endpoint::PORT).await;
+            tracing::info!(pod, passed = result.is_ok(), what = ?result, "an API server was put to the proof");
+            if let Some(known) = locked(&proof).as_mut().filter(|known| known.pod == pod) {
+                known.result = Some(result);
+            }
+            bell(&name);
+        });
+        None
     }
 
     /// How a tenant's API is reached, once its control plane was looked at.

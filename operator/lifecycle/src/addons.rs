@@ -111,11 +111,15 @@ pub(crate) fn plan(observed: &Observed, inputs: &Inputs<'_>, revision: &Revision
         _ if WORKLOADS.contains(&reference.kind) => Some(addons.workloads.get(reference)),
         others => others.as_ref().map(|others| others.get(reference)),
     };
+    // What is there is of the version that the whole control plane has completed, and waits for it.
+    let completed = observed.cluster.status.as_ref().and_then(|status| status.version.as_deref());
+    let early = completed.is_some_and(|version| version != revision.record.stage.serves());
     let (mut first, mut pods) = (Vec::new(), Vec::new());
     for object in wanted(observed, inputs, revision) {
         let precondition = match seen(&object.reference) {
             None => continue,
             Some(Some(live)) if live.terminating || covers(&live.content, &object.content) => continue,
+            Some(Some(_)) if desired::revised(&object.reference) && early => continue,
             Some(Some(live)) => Precondition::Version(live.resource_version.clone()),
             Some(None) => Precondition::Absent,
         };

@@ -40,19 +40,26 @@ pub use self::inside::{tenant_objects, tenant_references};
 pub(crate) use self::tunnel::{CLIENT, SERVER, SERVER_NAME};
 use crate::object::{Kind, Object, Reference};
 use crate::tenant::{Platform, Tenant};
+use crate::upgrade::path::Version;
 
 /// Common name of the client certificate that API servers show to aggregated APIs; they accept no other.
 pub const FRONT_PROXY_CLIENT: &str = "front-proxy-client";
 
 /// Everything that a control plane is made from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Inputs<'a> {
     /// Whose it is.
     pub tenant: &'a Tenant,
     /// What the tenant asks for.
     pub spec: &'a TenantClusterSpec,
-    /// The catalogue entry of the version.
+    /// The catalogue entry of the control plane's binaries.
     pub release: &'a KubernetesReleaseSpec,
+    /// The one whose API they serve and whose addons run, while they emulate it.
+    pub emulated: Option<&'a KubernetesReleaseSpec>,
+    /// Image of etcd, whole: it has a version of its own.
+    pub etcd_image: String,
+    /// Whether one API server proves the next stage of an upgrade.
+    pub canary: bool,
     /// What the platform sets for all tenants.
     pub platform: &'a Platform,
     /// Whether etcd has, and always had, but one member: its timings follow.
@@ -60,6 +67,17 @@ pub struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
+    /// The catalogue entry of what is served.
+    fn served(&self) -> &KubernetesReleaseSpec {
+        self.emulated.unwrap_or(self.release)
+    }
+
+    /// The flag that makes control-plane binaries serve another version than their own.
+    fn emulation(&self) -> Option<String> {
+        let version: Version = self.emulated?.version.parse().ok()?;
+        Some(format!("--emulated-version={}", version.series()))
+    }
+
     /// An object of the control-plane namespace with its labels.
     fn object(&self, kind: Kind, name: &str, component: &str, content: Value) -> Object {
         let reference = Reference::namespaced(kind, self.tenant.control_plane_namespace(), name);

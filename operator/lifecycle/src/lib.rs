@@ -4,6 +4,7 @@
 
 pub mod action;
 pub mod addons;
+mod basis;
 pub mod desired;
 pub mod difference;
 pub mod drain;
@@ -18,6 +19,7 @@ pub mod report;
 pub mod revision;
 pub mod rollout;
 pub mod tenant;
+pub mod upgrade;
 pub mod validated;
 mod verdict;
 pub mod workers;

@@ -21,6 +21,7 @@ use crate::object::{Kind, Object, Reference};
 use crate::observed::{Live, Namespace, Observed, Pod};
 use crate::plan::{self, Plan};
 use crate::report::Failure;
+use crate::upgrade::canary;
 
 mod quorum;
 
@@ -390,7 +391,11 @@ impl<'a> Lint<'a> {
             }
             Kind::StatefulSet | Kind::Deployment => {
                 self.in_home(reference);
-                self.breach(Invariant::Budget, "all of its pods would go at once");
+                let canary = *reference == canary::reference(observed);
+                self.require(canary, Invariant::Budget, "all of its pods would go at once");
+                if canary {
+                    self.exactly(canary::live(observed).map(|live| live.uid.as_str()), uid);
+                }
             }
             _ => {
                 self.in_home(reference);

@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kaas_crds::{KubernetesReleaseSpec, TenantCluster};
 use serde_json::Value;
 
 use crate::object::{Kind, Reference};
 use crate::tenant::{Platform, Tenant};
+use crate::upgrade::canary::Trial;
 use crate::workers::report::Tally;
 
 /// Everything known about one tenant cluster at one moment.
@@ -41,6 +42,10 @@ pub struct Observed {
     pub etcd: Option<Etcd>,
     /// What the last requests through the endpoint gave.
     pub probe: Option<Probe>,
+    /// What the last API server that had to prove itself answered; `None` when none was asked.
+    pub trial: Option<Trial>,
+    /// What clients see of an upgrade that is under way; `None` while nobody looks.
+    pub vigil: Option<Vigil>,
     /// Addresses of the endpoint's host: itself, or what its name resolves to; empty when that is not known now.
     pub addresses: BTreeSet<IpAddr>,
     /// Objects of ours inside the tenant; `None` when its API was not read.
@@ -151,6 +156,8 @@ pub struct Pod {
     pub created: Timestamp,
     /// Whether it has a node: its volumes exist, and it starts in a moment.
     pub placed: bool,
+    /// When it got its node, if that is known.
+    pub placed_at: Option<Timestamp>,
     /// Its Ready condition.
     pub ready: bool,
     /// Whether its deletion has begun.
@@ -207,6 +214,35 @@ pub struct Probe {
     pub at: Timestamp,
     /// What it gave.
     pub answer: Answer,
+}
+
+/// What clients of ours saw through the endpoint while something changed. Nothing was asked twice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Vigil {
+    /// Since when they ask.
+    pub since: Timestamp,
+    /// Requests on new connections.
+    pub requests: u32,
+    /// Those that failed.
+    pub failed: u32,
+    /// Requests on a connection that is used again.
+    pub reused: u32,
+    /// Those that failed.
+    pub reused_failed: u32,
+    /// The longest time between two successes on new connections.
+    pub gap: SignedDuration,
+    /// Since when there was none, if the last one failed.
+    pub failing_since: Option<Timestamp>,
+    /// The last failure, in a sentence.
+    pub failure: Option<String>,
+    /// Changes that the watch told.
+    pub events: u32,
+    /// Changes that were answered and never told.
+    pub lost: u32,
+    /// Changes that were told twice.
+    pub repeated: u32,
+    /// The longest time from a change's answer until it was told.
+    pub watch_gap: SignedDuration,
 }
 
 /// What a request through the endpoint gave.

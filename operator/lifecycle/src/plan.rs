@@ -6,12 +6,12 @@
 use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
-use kaas_crds::KubernetesReleaseSpec;
 use kaas_crds::name::{self, component};
 use serde_json::{Value, json};
 
 use crate::action::{Action, Precondition};
 use crate::addons::{self, Outline};
+use crate::basis::{Basis, basis};
 use crate::desired::{self, Inputs};
 use crate::difference::{covers, stamp};
 use crate::endpoint;
@@ -21,6 +21,8 @@ use crate::object::{Kind, Object, Reference};
 use crate::observed::{Observed, Pod};
 use crate::revision::{self, Choice};
 use crate::rollout;
+use crate::upgrade::canary::{self, RENDERING_ANNOTATION};
+use crate::upgrade::step::Progress;
 use crate::validated::{Problem, validate};
 
 /// What to do, in waves: everything of a wave may run at once, the next begins when it succeeded.
@@ -35,6 +37,8 @@ pub struct Plan {
     pub problems: Vec<Problem>,
     /// What would be rendered now, if it differs from what is applied and nobody asked for it.
     pub pending: Option<kaas_crds::status::Pending>,
+    /// Where a change of the version stands.
+    pub upgrade: Option<Progress>,
     /// When to look again although nothing happened.
     pub wake_at: Option<Timestamp>,
 }
@@ -58,14 +62,15 @@ pub fn plan(observed: &Observed) -> Plan {
     if observed.deleting() {
         return plan_deletion(observed);
     }
-    let (release, problems) = validate(observed);
-    let mut plan = Plan { problems, wake_at: wake(observed, RESYNC), ..Plan::default() };
+    let mut plan = Plan { problems: validate(observed), wake_at: wake(observed, RESYNC), ..Plan::default() };
     if observed.cluster.spec.paused || plan.problems.iter().any(Problem::blocks_everything) {
         return plan;
     }
-    let (inputs, choice) = basis(observed, release);
+    let Basis { inputs, choice, step } = basis(observed);
     let Some(choice) = choice else { return plan };
     plan.pending = choice.pending.clone();
+    plan.problems.extend(step.problem.clone());
+    plan.upgrade = step.progress.clone();
     if observed.adoptable().is_some() {
         // What is in it is not known before it is ours.
         plan.waves = vec![finalizer(observed), foundation(observed)];
@@ -80,6 +85,7 @@ pub fn plan(observed: &Observed) -> Plan {
         workloads(observed, &choice),
         inside(observed, inputs.as_ref()),
     ];
+    plan.waves.push(canary_actions(observed, step.canary));
     plan.waves.push(surplus(observed, inputs.as_ref()));
     plan.waves.retain(|wave| !wave.is_empty());
     if let Some(inputs) = &inputs {
@@ -90,36 +96,37 @@ pub fn plan(observed: &Observed) -> Plan {
     } else if !plan.is_empty() || rollout::unsettled(observed) {
         plan.wake_at = wake(observed, SOON);
     }
+    if let Some(progress) = &plan.upgrade {
+        let next = wake(observed, SOON);
+        plan.wake_at = plan.wake_at.min(progress.until.map_or(next, |until| next.min(Some(until))));
+    }
     plan
 }
 
-/// What is rendered from, and what of it is applied.
-fn basis<'a>(
-    observed: &'a Observed,
-    release: Option<&'a KubernetesReleaseSpec>,
-) -> (Option<Inputs<'a>>, Option<Choice>) {
-    let inputs = release.map(|release| Inputs {
-        tenant: &observed.tenant,
-        spec: &observed.cluster.spec,
-        release,
-        platform: &observed.platform,
-        alone: etcd::alone(observed),
-    });
-    // Without a catalogue entry nothing new can be rendered; what is stored goes on being applied.
-    let choice = match &inputs {
-        Some(inputs) => Some(revision::choose(observed, desired::rendering(inputs))),
-        None => revision::current(observed).map(|revision| Choice { revision, store: false, pending: None }),
+/// The canary that is wanted, and not the one of before.
+fn canary_actions(observed: &Observed, wanted: Option<Object>) -> Vec<Action> {
+    let live = canary::live(observed);
+    let same = |object: &Object| {
+        live.is_some_and(|live| {
+            let id =
+                object.content.pointer("/metadata/annotations").and_then(|all| all.get(RENDERING_ANNOTATION));
+            id.and_then(Value::as_str).is_some_and(|id| canary::is_of(live, id))
+        })
     };
-    (inputs, choice)
+    match (wanted, live) {
+        (Some(object), None) => apply(observed, object).into_iter().collect(),
+        (Some(object), Some(_)) if same(&object) => apply(observed, object).into_iter().collect(),
+        (_, Some(live)) if !live.terminating => vec![delete(canary::reference(observed), &live.uid, None)],
+        _ => Vec::new(),
+    }
 }
 
 /// What is to be inside the tenant for its workers, in short; `None` when nothing is, or not now.
 pub fn addon_outline(observed: &Observed) -> Option<Outline> {
-    let (release, problems) = validate(observed);
-    if problems.iter().any(Problem::blocks_everything) {
+    if validate(observed).iter().any(Problem::blocks_everything) {
         return None;
     }
-    let (inputs, choice) = basis(observed, release);
+    let Basis { inputs, choice, .. } = basis(observed);
     addons::outline(observed, &inputs?, &choice?.revision)
 }
 
@@ -194,13 +201,19 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
     let mut actions: Vec<Action> = Vec::new();
     // Whether something that exists is about to change: what comes after it in the order waits for a later look.
     let mut changing = false;
-    for object in choice.revision.objects.iter().filter(|object| !revision::is_inside(object)) {
+    let back = choice.revision.record.back;
+    let outside = |name: &&str| {
+        let mut objects = choice.revision.objects.iter().filter(|object| !revision::is_inside(object));
+        objects.find(|object| object.reference.name == **name)
+    };
+    for object in rollout::order(back).iter().filter_map(outside) {
         let component = object.reference.name.as_str();
         let exists = observed.live(object.reference.kind, component).is_some();
         // Its certificate waits for the Service's address; without it the pod would wait in a kubelet's back-off.
         let too_early = component == component::KUBE_APISERVER
             && (endpoint_unknown(observed) || !exists && !etcd::placed(observed));
-        let turn = component == component::ETCD || !joining && rollout::settled_before(observed, component);
+        let turn =
+            component == component::ETCD || !joining && rollout::settled_before(observed, component, back);
         if too_early || (exists && (changing || !turn)) {
             continue;
         }

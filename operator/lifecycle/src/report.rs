@@ -3,13 +3,13 @@
 
 use std::fmt::Write as _;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kaas_crds::condition::{ConditionType, Reason};
 use kaas_crds::name::{self, component};
 use kaas_crds::status::{
-    ControlPlaneEndpoint, HISTORY_LIMIT, HistoryEntry, Operation, OperationType, Owner, SecretReference,
-    TenantClusterStatus, Waiting,
+    ControlPlaneEndpoint, HISTORY_LIMIT, HistoryEntry, Measured, Operation, OperationType, Owner,
+    SecretReference, TenantClusterStatus, Waiting,
 };
 use kaas_crds::tenant_cluster::EndpointType;
 
@@ -17,9 +17,11 @@ use crate::addons;
 use crate::endpoint;
 use crate::etcd::{self, Health};
 use crate::key_material;
-use crate::observed::{Answer, Observed};
+use crate::observed::{Answer, Observed, Vigil};
 use crate::plan::Plan;
+use crate::revision;
 use crate::rollout::{self, Count};
+use crate::upgrade::step::Progress;
 use crate::validated::{Problem, data_lost};
 use crate::verdict::{Is, Verdict, conditions};
 use crate::workers::report::{self as workers, Tally};
@@ -83,7 +85,7 @@ pub fn derive(observed: &Observed, plan: &Plan, failure: Option<&Failure>) -> Te
     let verdicts = verdicts(observed, plan, failure, created);
     let endpoint = endpoint::endpoint(observed);
     let ready = verdicts.first().is_some_and(|verdict| verdict.is == Is::True);
-    let version = serving.or_else(|| before.version.clone());
+    let version = completed(observed, plan, &before, serving);
     let busy =
         verdicts.iter().any(|verdict| verdict.kind == ConditionType::Reconciling && verdict.is == Is::True);
     let operation = operation(observed, plan, &before, answered, ready, busy);
@@ -91,7 +93,9 @@ pub fn derive(observed: &Observed, plan: &Plan, failure: Option<&Failure>) -> Te
     if let (Some(done), None) = (&before.operation, &operation)
         && done.kind != OperationType::Delete
     {
-        history.insert(0, finished(done, version.as_deref(), observed.now));
+        let mut entry = finished(done, version.as_deref(), observed.now, result(observed, done));
+        entry.probe = observed.vigil.as_ref().filter(|_| done.kind == OperationType::Upgrade).map(measured);
+        history.insert(0, entry);
         history.truncate(HISTORY_LIMIT);
     } else if operation.is_none() && !answered && ready {
         let started_at =
@@ -103,7 +107,7 @@ pub fn derive(observed: &Observed, plan: &Plan, failure: Option<&Failure>) -> Te
             started_at,
             waiting: None,
         };
-        history.insert(0, finished(&done, version.as_deref(), observed.now));
+        history.insert(0, finished(&done, version.as_deref(), observed.now, SUCCEEDED.into()));
         history.truncate(HISTORY_LIMIT);
     }
     TenantClusterStatus {
@@ -136,13 +140,63 @@ fn serving(observed: &Observed) -> Option<&str> {
     }
 }
 
-fn finished(operation: &Operation, version: Option<&str>, now: Timestamp) -> HistoryEntry {
+/// The version that the whole control plane serves: what answered through the endpoint, but for the time in which not all
+/// of it is of one version. Workers follow it.
+fn completed(
+    observed: &Observed,
+    plan: &Plan,
+    before: &TenantClusterStatus,
+    serving: Option<String>,
+) -> Option<String> {
+    let changing = plan.upgrade.is_some() || rollout::unsettled(observed);
+    match (&before.version, serving) {
+        (Some(_), Some(serving)) if !changing => Some(serving),
+        (Some(before), _) => Some(before.clone()),
+        (None, serving) => serving,
+    }
+}
+
+const SUCCEEDED: &str = "Succeeded";
+
+/// How an operation ended.
+fn result(observed: &Observed, done: &Operation) -> String {
+    let record = revision::current(observed).map(|revision| revision.record);
+    let refused = record.and_then(|record| record.refused);
+    let refused = refused.filter(|refused| {
+        done.kind == OperationType::Upgrade && refused.version == done.target && refused.at >= done.started()
+    });
+    let text = match refused {
+        Some(refused) if refused.served => format!("RolledBack: {}", refused.evidence),
+        Some(refused) => format!("Refused: {}", refused.evidence),
+        None => SUCCEEDED.into(),
+    };
+    text.chars().take(256).collect()
+}
+
+fn finished(operation: &Operation, version: Option<&str>, now: Timestamp, result: String) -> HistoryEntry {
     HistoryEntry {
         kind: operation.kind,
         version: version.unwrap_or_default().to_owned(),
         started_at: operation.started_at.clone(),
         ended_at: Time(now),
-        result: "Succeeded".into(),
+        result,
+        probe: None,
+    }
+}
+
+fn measured(vigil: &Vigil) -> Measured {
+    let count = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+    let milliseconds = |time: SignedDuration| i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
+    Measured {
+        requests: count(vigil.requests),
+        failed: count(vigil.failed),
+        reused_requests: count(vigil.reused),
+        reused_failed: count(vigil.reused_failed),
+        longest_gap_milliseconds: milliseconds(vigil.gap),
+        watch_events: count(vigil.events),
+        watch_lost: count(vigil.lost),
+        watch_repeated: count(vigil.repeated),
+        longest_watch_gap_milliseconds: milliseconds(vigil.watch_gap),
     }
 }
 
@@ -343,6 +397,7 @@ fn kstatus(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created:
     } else if plan.problems.iter().any(Problem::blocks_everything) {
         settled("work cannot go on, see Stalled")
     } else if !plan.is_empty()
+        || plan.upgrade.is_some()
         || rollout::unsettled(observed)
         || etcd::next_step(observed).is_some()
         || (!created && problem.is_none())
@@ -401,6 +456,8 @@ fn operation(
     } else if rollout::unsettled(observed) && (!answered || under_way(OperationType::Create).is_some()) {
         // The first of its API servers answers.
         (OperationType::Create, spec.version.clone(), roll_step(observed))
+    } else if let Some(progress) = &plan.upgrade {
+        (OperationType::Upgrade, progress.target.clone(), upgrade_step(observed, progress))
     } else if let Some(step) = etcd::next_step(observed) {
         (OperationType::ScaleEtcd, format!("{} members", spec.etcd.replicas), etcd::tell(&step))
     } else if let (Some(scaling), true) = (under_way(OperationType::ScaleEtcd), rollout::unsettled(observed))
@@ -423,23 +480,30 @@ fn operation(
     };
     let started_at =
         same.map(|operation| operation.started_at.clone()).or(since.cloned()).unwrap_or(Time(observed.now));
-    let waiting = waiting(observed, same);
+    let waiting = waiting(observed, plan, same);
     // What namespaces and members are called, and what keeps them, is not ours to bound.
     let (target, step) = (target.chars().take(256).collect(), step.chars().take(512).collect());
     Some(Operation { kind, target, step, started_at, waiting })
 }
 
-fn waiting(observed: &Observed, same: Option<&Operation>) -> Option<Waiting> {
-    let trouble = observed
-        .pods
-        .iter()
-        .filter(|pod| !pod.terminating && !pod.ready)
-        .find_map(|pod| pod.trouble.as_ref())?;
-    let before = same
-        .and_then(|operation| operation.waiting.as_ref())
-        .filter(|waiting| waiting.reason == trouble.reason);
+fn waiting(observed: &Observed, plan: &Plan, same: Option<&Operation>) -> Option<Waiting> {
+    let mut waiting = observed.pods.iter().filter(|pod| !pod.terminating && !pod.ready);
+    let trouble = waiting.find_map(|pod| pod.trouble.as_ref());
+    let trouble = trouble.map(|trouble| (trouble.reason.chars().take(64).collect(), Owner::Platform));
+    let held = plan.upgrade.as_ref().and_then(|progress| progress.waiting);
+    let (reason, owner): (String, Owner) =
+        trouble.or_else(|| held.map(|(reason, owner)| (reason.to_string(), owner)))?;
+    let before =
+        same.and_then(|operation| operation.waiting.as_ref()).filter(|waiting| waiting.reason == reason);
     let since = before.map_or(Time(observed.now), |waiting| waiting.since.clone());
-    Some(Waiting { reason: trouble.reason.chars().take(64).collect(), since, owner: Owner::Platform })
+    let until = plan.upgrade.as_ref().and_then(|progress| progress.until).map(Time);
+    Some(Waiting { reason, since, until, owner })
+}
+
+/// What goes on in an upgrade, and how far its pods are.
+fn upgrade_step(observed: &Observed, progress: &Progress) -> String {
+    let pods = roll_step(observed);
+    if pods.is_empty() { progress.step.clone() } else { format!("{}: {pods}", progress.step) }
 }
 
 fn roll_step(observed: &Observed) -> String {
@@ -485,6 +549,9 @@ fn summary(verdicts: &[Verdict], operation: Option<&Operation>, observed: &Obser
             _ if observed.cluster.spec.paused => "Running (paused)".into(),
             Some(operation) if operation.kind == OperationType::Roll => {
                 format!("Rolling: {}", operation.step)
+            }
+            Some(operation) if operation.kind == OperationType::Upgrade => {
+                format!("Upgrading to {}: {}", operation.target, operation.step)
             }
             Some(operation) if operation.kind == OperationType::ScaleEtcd => {
                 format!("Scaling etcd: {}", operation.step)

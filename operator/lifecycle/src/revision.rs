@@ -3,20 +3,27 @@
 //! What was rendered for a tenant is stored. Apply always sends what is stored, so that a newer operator restarts
 //! nothing. The stored revision is keyed by a hash of what the *user* asked for; a fresh rendering that differs
 //! although the user asked for nothing new is pending until the next change of the spec, or explicit consent.
+//!
+//! With each goes a record of the stage of an upgrade that it was rendered at. Another version is no change of this
+//! kind: what is rendered anew for it is chosen step by step, see [`crate::upgrade`].
 
 use kaas_crds::TenantClusterSpec;
-use kaas_crds::name;
+use kaas_crds::name::{self, component};
 use kaas_crds::status::Pending;
 use serde_json::{Value, json};
 
 use crate::desired;
 use crate::difference::{describe, digest};
 use crate::object::{Kind, Object, Reference};
-use crate::observed::Observed;
+use crate::observed::{Live, Observed};
+use crate::upgrade::stage::{Record, Stage};
 
 /// Version of [`intent`] that new revisions are keyed by. Older functions stay, so that revisions keyed by them are
 /// still understood: a new hash function alone must not look like a change of intent.
 const HASH_VERSION: i64 = 1;
+
+/// Annotation of stored revisions with their [`Record`]. It may change, unlike what is rendered.
+const RECORD_ANNOTATION: &str = "kaas.dev/upgrade";
 
 /// Component label of stored revisions.
 const COMPONENT: &str = "revision";
@@ -37,6 +44,8 @@ pub struct Revision {
     pub intent: String,
     /// The workloads.
     pub objects: Vec<Object>,
+    /// Which stage it was rendered at, and what was tried from there.
+    pub record: Record,
 }
 
 /// What to apply.
@@ -50,12 +59,12 @@ pub struct Choice {
     pub pending: Option<Pending>,
 }
 
-/// Hash of the part of the spec that decides what pods run. `None` for a version of the function that is not known:
-/// a newer operator stored the revision.
-fn intent(spec: &TenantClusterSpec, hash_version: i64) -> Option<String> {
+/// Hash of the part of the spec that decides what pods run, at this version. `None` for a version of the function that
+/// is not known: a newer operator stored the revision.
+fn intent(spec: &TenantClusterSpec, version: &str, hash_version: i64) -> Option<String> {
     match hash_version {
         1 => Some(digest(&json!({
-            "version": spec.version,
+            "version": version,
             "apiServers": spec.control_plane.replicas,
             "etcd": spec.etcd,
             "network": spec.network,
@@ -64,33 +73,73 @@ fn intent(spec: &TenantClusterSpec, hash_version: i64) -> Option<String> {
     }
 }
 
-/// Chooses between what is stored and what would be rendered now.
+/// Chooses between what is stored and what would be rendered now, at the same stage.
 pub fn choose(observed: &Observed, fresh: Vec<Object>) -> Choice {
-    let fresh: Vec<Object> = fresh.into_iter().map(anonymous).collect();
-    let spec = &observed.cluster.spec;
-    let rendering = id(&fresh);
-    let next = |number| Revision {
-        number,
-        id: rendering.clone(),
-        hash_version: HASH_VERSION,
-        intent: intent(spec, HASH_VERSION).unwrap_or_default(),
-        objects: fresh.clone(),
-    };
     let Some(current) = current(observed) else {
-        return Choice { revision: next(1), store: true, pending: None };
+        let record = Record { since: observed.now, ..Record::of(Stage::of(&observed.cluster.spec.version)) };
+        return Choice { revision: made(observed, 1, fresh, record), store: true, pending: None };
     };
-    // A hash function from the future cannot be recomputed: the safe answer is "nothing new was asked for".
-    let same_intent = intent(spec, current.hash_version).is_none_or(|intent| intent == current.intent);
+    let spec = &observed.cluster.spec;
+    let fresh: Vec<Object> = fresh.into_iter().map(anonymous).collect();
+    let rendering = id(&fresh);
+    let same_intent = nothing_asked(spec, &current);
     if current.id == rendering && same_intent {
         return Choice { revision: current, store: false, pending: None };
     }
     let consented = spec.accept_revision.as_deref() == Some(rendering.as_str());
     if !same_intent || consented {
-        return Choice { revision: next(current.number.saturating_add(1)), store: true, pending: None };
+        let record = current.record.clone();
+        let revision = made(observed, current.number.saturating_add(1), fresh, record);
+        return Choice { revision, store: true, pending: None };
     }
     let summary = describe(&current.objects, &fresh);
     let pending = Pending { revision: rendering, summary: cut(&summary.join("\n"), 4096) };
     Choice { revision: current, store: false, pending: Some(pending) }
+}
+
+/// Whether the spec asks for nothing new, but perhaps for another version: that is not done in one step. A hash function
+/// from the future cannot be recomputed: the safe answer is that nothing was asked.
+fn nothing_asked(spec: &TenantClusterSpec, current: &Revision) -> bool {
+    let Record { stage, refused, .. } = &current.record;
+    let mut versions = [Some(&spec.version), Some(&stage.version), stage.emulates.as_ref()]
+        .into_iter()
+        .flatten()
+        .chain(refused.iter().map(|refused| &refused.version));
+    versions.any(|version| {
+        intent(spec, version, current.hash_version).is_none_or(|intent| intent == current.intent)
+    })
+}
+
+/// The revision that takes the place of the current one: this rendering, at this stage.
+pub fn made(observed: &Observed, number: i64, rendering: Vec<Object>, record: Record) -> Revision {
+    let objects: Vec<Object> = rendering.into_iter().map(anonymous).collect();
+    let spec = &observed.cluster.spec;
+    Revision {
+        number,
+        id: id(&objects),
+        hash_version: HASH_VERSION,
+        intent: intent(spec, &spec.version, HASH_VERSION).unwrap_or_default(),
+        objects,
+        record,
+    }
+}
+
+/// The hash that a rendering has as a revision.
+pub fn rendering_id(rendering: &[Object]) -> String {
+    let objects: Vec<Object> = rendering.iter().cloned().map(anonymous).collect();
+    id(&objects)
+}
+
+/// Image of etcd in a revision.
+pub fn etcd_image(revision: &Revision) -> Option<&str> {
+    image(revision, component::ETCD)
+}
+
+/// Image of the first container of a workload.
+fn image<'a>(revision: &'a Revision, workload: &str) -> Option<&'a str> {
+    let mut workloads = revision.objects.iter().filter(|object| !is_inside(object));
+    let found = workloads.find(|object| object.reference.name == workload)?;
+    found.content.pointer("/spec/template/spec/containers/0/image")?.as_str()
 }
 
 /// A workload without its own labels: they say whose it is, which can change (adoption), not what runs. What runs on
@@ -120,7 +169,9 @@ pub fn labelled(observed: &Observed, mut object: Object) -> Object {
 
 /// The newest stored revision.
 pub fn current(observed: &Observed) -> Option<Revision> {
-    stored(observed).into_iter().max_by_key(|revision| revision.number)
+    let mut all: Vec<_> = ours(observed).map(|(_, live)| live).collect();
+    all.sort_by_key(|live| std::cmp::Reverse(live.count("/revision")));
+    all.into_iter().find_map(|live| read(observed, live))
 }
 
 /// The revision as an object to store.
@@ -134,7 +185,10 @@ pub fn object(observed: &Observed, revision: &Revision) -> Object {
     Object::new(
         reference,
         json!({
-            "metadata": {"labels": tenant.labels(COMPONENT)},
+            "metadata": {
+                "labels": tenant.labels(COMPONENT),
+                "annotations": {RECORD_ANNOTATION: json!(revision.record).to_string()},
+            },
             "revision": revision.number,
             "data": {
                 "hashVersion": revision.hash_version,
@@ -153,7 +207,7 @@ pub fn superseded(observed: &Observed) -> Vec<(Reference, String)> {
     all.into_iter().take(surplus).map(|(reference, live)| (reference.clone(), live.uid.clone())).collect()
 }
 
-fn ours(observed: &Observed) -> impl Iterator<Item = (&Reference, &crate::observed::Live)> {
+fn ours(observed: &Observed) -> impl Iterator<Item = (&Reference, &Live)> {
     observed.objects.iter().filter(|(reference, live)| {
         // The StatefulSet's own revisions live in the same namespace.
         reference.kind == Kind::ControllerRevision
@@ -162,19 +216,30 @@ fn ours(observed: &Observed) -> impl Iterator<Item = (&Reference, &crate::observ
     })
 }
 
-fn stored(observed: &Observed) -> Vec<Revision> {
-    ours(observed)
-        .filter_map(|(_, live)| {
-            let objects: Vec<Object> = serde_json::from_value(live.get("/data/objects")?.clone()).ok()?;
-            Some(Revision {
-                number: live.count("/revision"),
-                id: id(&objects),
-                hash_version: live.count("/data/hashVersion"),
-                intent: live.text("/data/intent").to_owned(),
-                objects,
-            })
-        })
-        .collect()
+fn read(observed: &Observed, live: &Live) -> Option<Revision> {
+    let objects: Vec<Object> = serde_json::from_value(live.get("/data/objects")?.clone()).ok()?;
+    let annotations = live.get("/metadata/annotations");
+    let record = annotations
+        .and_then(|annotations| serde_json::from_str(annotations.get(RECORD_ANNOTATION)?.as_str()?).ok());
+    let revision = Revision {
+        number: live.count("/revision"),
+        id: id(&objects),
+        hash_version: live.count("/data/hashVersion"),
+        intent: live.text("/data/intent").to_owned(),
+        objects,
+        record: Record::of(Stage::of(&observed.cluster.spec.version)),
+    };
+    let record = record.unwrap_or_else(|| Record::of(guess(observed, &revision)));
+    Some(Revision { record, ..revision })
+}
+
+/// The stage of a revision that an operator stored which knew of none: the release whose API server is in it.
+fn guess(observed: &Observed, revision: &Revision) -> Stage {
+    let servers = image(revision, component::KUBE_APISERVER);
+    let known = observed.catalogue.iter().find(|(_, release)| {
+        servers == Some(observed.platform.image(&release.images.kube_apiserver).as_str())
+    });
+    Stage::of(known.map_or(&observed.cluster.spec.version, |(version, _)| version))
 }
 
 fn id(objects: &[Object]) -> String {

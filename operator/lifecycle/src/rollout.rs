@@ -11,6 +11,13 @@ use crate::observed::Observed;
 
 /// Components in the order in which a change goes through them.
 const ORDER: [&str; 3] = [component::ETCD, component::KUBE_APISERVER, component::KUBE_CONTROLLERS];
+/// And on the way back from a version: controllers never lead their API servers.
+const ORDER_BACK: [&str; 3] = [component::ETCD, component::KUBE_CONTROLLERS, component::KUBE_APISERVER];
+
+/// The order in which a change goes through the components.
+pub fn order(back: bool) -> [&'static str; 3] {
+    if back { ORDER_BACK } else { ORDER }
+}
 
 /// How the pods of one component stand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,8 +91,8 @@ pub fn settled(observed: &Observed, component: &str) -> bool {
 }
 
 /// Whether all components that come before this one in a change are settled.
-pub fn settled_before(observed: &Observed, component: &str) -> bool {
-    ORDER.iter().take_while(|other| **other != component).all(|other| match *other {
+pub fn settled_before(observed: &Observed, component: &str, back: bool) -> bool {
+    order(back).into_iter().take_while(|other| *other != component).all(|other| match other {
         component::ETCD if observed.cluster.spec.etcd.replicas > 1 => whole(observed),
         other => settled(observed, other),
     })

@@ -4,7 +4,7 @@
 
 use kaas_crds::status::Owner;
 use kaas_crds::tenant_cluster::EndpointType;
-use kaas_crds::{KubernetesReleaseSpec, Reason, name};
+use kaas_crds::{Reason, name};
 
 use crate::etcd::{self, Health};
 use crate::key_material;
@@ -40,12 +40,11 @@ impl Problem {
     }
 }
 
-/// The catalogue entry to build with, and what stands in the way.
-pub fn validate(observed: &Observed) -> (Option<&KubernetesReleaseSpec>, Vec<Problem>) {
+/// What stands in the way.
+pub fn validate(observed: &Observed) -> Vec<Problem> {
     let spec = &observed.cluster.spec;
     let mut problems = Vec::new();
-    let release = observed.catalogue.get(&spec.version);
-    if release.is_none() {
+    if !observed.catalogue.contains_key(&spec.version) {
         let known: Vec<&str> = observed.catalogue.keys().map(String::as_str).collect();
         problems.push(Problem {
             reason: Reason::VersionNotInCatalogue,
@@ -104,7 +103,7 @@ pub fn validate(observed: &Observed) -> (Option<&KubernetesReleaseSpec>, Vec<Pro
             owner: Owner::Platform,
         });
     }
-    (release, problems)
+    problems
 }
 
 /// A namespace of an earlier object of this name holds that object's data. Building an empty control plane beside it

@@ -104,9 +104,9 @@ pub(super) async fn keep_usage(
             std::future::pending::<()>().await;
         }
         // Whoever was not read yet might use anything: nothing is said before all were.
-        let users: Option<Vec<(String, String)>> =
-            clusters.state().iter().map(|cluster| user(cluster, &world)).collect();
-        let Some(users) = users else { continue };
+        let users: Option<Vec<Vec<(String, String)>>> =
+            clusters.state().iter().map(|cluster| uses(cluster, &world)).collect();
+        let Some(users) = users.map(|users| users.concat()) else { continue };
         for release in catalogue.store.state() {
             let status = usage(&release.spec.version, &users);
             if release.status.as_ref() == Some(&status) || (release.status.is_none() && status.users == 0) {
@@ -122,12 +122,12 @@ pub(super) async fn keep_usage(
     }
 }
 
-/// Version and name of a cluster, once its spec was read.
-fn user(cluster: &Known, world: &World) -> Option<(String, String)> {
+/// The versions that a cluster needs, each with its name, once its spec was read.
+fn uses(cluster: &Known, world: &World) -> Option<Vec<(String, String)>> {
     let metadata = &cluster.metadata;
-    let version = world.version(metadata.uid.as_deref()?)?;
+    let releases = world.releases(metadata.uid.as_deref()?)?;
     let (namespace, name) = (metadata.namespace.as_deref()?, metadata.name.as_deref()?);
-    Some((version, format!("{namespace}/{name}")))
+    Some(releases.into_iter().map(|version| (version, format!("{namespace}/{name}"))).collect())
 }
 
 fn usage(version: &str, users: &[(String, String)]) -> KubernetesReleaseStatus {

@@ -1,6 +1,6 @@
 //! TenantClusters: what wakes a reconcile, and its way from observation to status.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use kaas_lifecycle::lint;
 use kaas_lifecycle::object::Kind;
 use kaas_lifecycle::plan::{Plan, plan};
 use kaas_lifecycle::report;
+use kaas_lifecycle::upgrade;
 use kube::api::{Api, DynamicObject};
 use kube::core::PartialObjectMeta;
 use kube::runtime::controller::{Action, Config, Controller};
@@ -71,29 +72,24 @@ pub(super) struct World {
     attempts: Attempts,
     /// Tells turns apart in the log.
     turns: AtomicU64,
-    /// Versions asked for, by UID, as last read.
-    versions: Mutex<BTreeMap<String, String>>,
+    /// Releases that are needed, by UID, as last read.
+    versions: Mutex<BTreeMap<String, BTreeSet<String>>>,
     /// Turns to read the management cluster.
     reading: Semaphore,
 }
 
 impl World {
-    /// The version that a tenant asks for; `None` until it was read.
-    pub(super) fn version(&self, uid: &str) -> Option<String> {
+    /// The releases that a tenant needs; `None` until it was read.
+    pub(super) fn releases(&self, uid: &str) -> Option<BTreeSet<String>> {
         self.versions.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
-    fn note_version(&self, uid: &str, version: Option<&str>) {
+    fn note_releases(&self, uid: &str, releases: Option<BTreeSet<String>>) {
         let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
-        match version {
-            Some(version) if versions.get(uid).map(String::as_str) != Some(version) => {
-                versions.insert(uid.to_owned(), version.to_owned());
-            }
-            Some(_) => {}
-            None => {
-                versions.remove(uid);
-            }
-        }
+        match releases {
+            Some(releases) => versions.insert(uid.to_owned(), releases),
+            None => versions.remove(uid),
+        };
     }
 }
 
@@ -233,11 +229,11 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
     for pass in 1..=PASSES {
         let Some((mut observed, mut keyring)) = observe(&sources, namespace, name).await? else {
             world.tenants.forget(uid);
-            world.note_version(uid, None);
+            world.note_releases(uid, None);
             context.metrics.tenants.forget(uid);
             return Ok(Action::await_change());
         };
-        world.note_version(uid, Some(&observed.cluster.spec.version));
+        world.note_releases(uid, Some(upgrade::releases(&observed)));
         let plan = plan(&observed);
         if let Some(refusal) = lint::refusal(&lint::check(&observed, &plan)) {
             error!(message = refusal.message, "plan refused; this is a defect of the operator");
@@ -284,6 +280,8 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
                 }
                 let status = report::derive(&observed, &plan, None);
                 publish(&tools, &world.recorder, &observed, &status).await?;
+                // What was seen until the end is in status now.
+                world.tenants.keep_vigil(uid, plan.upgrade.is_some() && !observed.deleting());
                 return Ok(match kept {
                     Kept::Later(pause) => Action::requeue(pause.min(until(&plan).unwrap_or(pause))),
                     Kept::Well | Kept::Changed => next(&plan),

@@ -80,6 +80,8 @@ impl Stage {
             pods: Vec::new(),
             etcd: None,
             probe: Some(probe),
+            trial: None,
+            vigil: None,
             addresses: BTreeSet::new(),
             inside: None,
             addons: None,

@@ -15,6 +15,9 @@ pub(super) fn facts(pod: &Pod) -> Facts {
         template_hash: label("controller-revision-hash").or(label("pod-template-hash")).unwrap_or_default(),
         created: metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0),
         placed: pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()),
+        placed_at: condition(pod, "PodScheduled", "True")
+            .and_then(|condition| condition.last_transition_time.as_ref())
+            .map(|time| time.0),
         ready: condition(pod, "Ready", "True").is_some(),
         terminating: metadata.deletion_timestamp.is_some(),
         grace: metadata.deletion_grace_period_seconds.unwrap_or_default(),

@@ -129,7 +129,12 @@ fn refused_changes() -> Vec<(Value, &'static [&'static str])> {
     let endpoint = |endpoint: Value| json!({"controlPlane": {"endpoint": endpoint}});
     let storage = |storage: Value| json!({"etcd": {"storage": storage}});
     vec![
-        (json!({"version": "v1.36.3"}), &["spec.version", "stays v1.37.1", "create a second TenantCluster"]),
+        // What runs is v1.37.1.
+        (json!({"version": "v1.39.0"}), &["spec.version", "v1.39.0", "more than one minor", "v1.37.1"]),
+        (json!({"version": "v1.35.9"}), &["spec.version", "v1.35.9", "more than one minor", "v1.37.1"]),
+        (json!({"upgrade": {"soak": "169h"}}), &["spec.upgrade.soak", "'169h'", "at most 168h"]),
+        (json!({"upgrade": {"soak": "10"}}), &["spec.upgrade.soak", "'10'", "10m"]),
+        (json!({"upgrade": {"finalize": "Never"}}), &["spec.upgrade.finalize", "AfterSoak", "Manual"]),
         (
             endpoint(json!({"type": "ClusterIP", "nodePort": null})),
             &["spec.controlPlane.endpoint.type", "stays NodePort"],
@@ -178,6 +183,9 @@ fn accepted_changes() -> Vec<Value> {
         json!({"controlPlane": {"replicas": 3}}),
         json!({"etcd": {"replicas": 3}}),
         json!({"paused": true}),
+        json!({"version": "v1.38.0", "upgrade": {"finalize": "Manual", "soak": "0s"}}),
+        json!({"version": "v1.37.9"}),
+        json!({"version": "v1.36.3"}),
         json!({"acceptRevision": "abc"}),
         json!({"addons": {"kubeProxy": {"enabled": false}, "metricsServer": {"enabled": false}}}),
         // Falls back to the defaults, which are what it has.
@@ -252,6 +260,8 @@ impl Judge {
         let clusters = self.clusters();
         let gold = cluster("gold", &first_spec());
         clusters.patch("gold", &strict("tester"), &Patch::Apply(gold)).await.unwrap();
+        let runs = json!({"status": {"version": "v1.37.1"}});
+        clusters.patch_status("gold", &PatchParams::default(), &Patch::Merge(runs)).await.unwrap();
         let dry_run = PatchParams::default().dry_run();
         for (change, words) in refused_changes() {
             let answer = clusters.patch("gold", &dry_run, &Patch::Merge(json!({"spec": change}))).await;

@@ -126,7 +126,7 @@ static ADDONS: [Addon; 7] = [
 
 /// What is to be there, with or without what runs on workers. Nothing if the release names no images for workers.
 pub fn addons(inputs: &Inputs<'_>, workers: bool) -> Vec<Object> {
-    let Some(images) = &inputs.release.addons else { return Vec::new() };
+    let Some(images) = &inputs.served().addons else { return Vec::new() };
     let site = Site { inputs, images };
     chosen(&inputs.spec.addons, true)
         .filter(|(addon, _)| workers || addon.ahead)
@@ -136,7 +136,7 @@ pub fn addons(inputs: &Inputs<'_>, workers: bool) -> Vec<Object> {
 
 /// What of them a revision holds, whatever is switched on: a switch is no new revision.
 pub(super) fn addon_templates(inputs: &Inputs<'_>) -> Vec<Object> {
-    let Some(images) = &inputs.release.addons else { return Vec::new() };
+    let Some(images) = &inputs.served().addons else { return Vec::new() };
     let site = Site { inputs, images };
     let all = ADDONS.iter().flat_map(|addon| addon.parts.iter().map(move |part| (addon, part)));
     all.filter(|(addon, part)| !addon.ahead && restarts(part.kind))

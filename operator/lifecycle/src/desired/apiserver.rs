@@ -184,6 +184,7 @@ fn command(inputs: &Inputs<'_>) -> Vec<String> {
     ];
     // Kubelets, webhooks and aggregated APIs are beyond the tunnel. It is there with the first worker and without any:
     // a pool restarts no API server.
+    command.extend(inputs.emulation());
     command.extend(
         Tunnel::of(inputs).map(|_| {
             flag("egress-selector-config-file", &format!("{CONFIGURATION_DIRECTORY}/{EGRESS_FILE}"))

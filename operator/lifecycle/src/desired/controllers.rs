@@ -105,6 +105,7 @@ fn controller_manager(inputs: &Inputs<'_>) -> Container {
         format!("--controller-shutdown-timeout={CONTROLLER_SHUTDOWN_SECONDS}s"),
     ];
     command.extend(common_flags("controller-manager"));
+    command.extend(inputs.emulation());
     Container {
         name: "kube-controller-manager",
         image: inputs.platform.image(&inputs.release.images.kube_controller_manager),
@@ -123,6 +124,7 @@ fn controller_manager(inputs: &Inputs<'_>) -> Container {
 fn scheduler(inputs: &Inputs<'_>) -> Container {
     let mut command = vec!["kube-scheduler".to_owned()];
     command.extend(common_flags("scheduler"));
+    command.extend(inputs.emulation());
     Container {
         name: "kube-scheduler",
         image: inputs.platform.image(&inputs.release.images.kube_scheduler),

@@ -3,7 +3,7 @@
 //! Probes need no rule: traffic from the node that a pod runs on is always allowed. API servers have no way to
 //! workers, webhooks or aggregated APIs: what runs there is reached by the tunnel, whose agents dial in.
 
-use kaas_crds::name::component::{ETCD, KUBE_APISERVER, KUBE_CONTROLLERS};
+use kaas_crds::name::component::{ETCD, KUBE_APISERVER, KUBE_APISERVER_CANARY, KUBE_CONTROLLERS};
 use serde_json::{Value, json};
 
 use super::addons::AGENT_PORT;
@@ -22,6 +22,9 @@ const NODE_LOCAL_DNS: &str = "169.254.20.10/32";
 pub(super) fn policies(inputs: &Inputs<'_>) -> Vec<Object> {
     let operator = &inputs.platform.operator_namespace;
     let mut etcd_clients = vec![pods(ETCD), pods(KUBE_APISERVER)];
+    if inputs.canary {
+        etcd_clients.push(pods(KUBE_APISERVER_CANARY));
+    }
     // An empty name must not become a peer that selects more than meant.
     if !operator.is_empty() {
         etcd_clients.push(json!({"namespaceSelector": {"matchLabels": {NAMESPACE_NAME_LABEL: operator}}}));
@@ -34,7 +37,18 @@ pub(super) fn policies(inputs: &Inputs<'_>) -> Vec<Object> {
         entrances.push(tcp(AGENT_PORT));
         apiserver_egress.push(json!({"to": [pods(KUBE_APISERVER)], "ports": [tcp(PORT)]}));
     }
-    vec![
+    // Nobody but the operator asks it anything.
+    let canary = (inputs.canary && !operator.is_empty()).then(|| {
+        let from = json!({"namespaceSelector": {"matchLabels": {NAMESPACE_NAME_LABEL: operator}}});
+        let spec = json!({
+            "podSelector": {"matchLabels": selector(KUBE_APISERVER_CANARY)},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": [from], "ports": [tcp(PORT)]}],
+            "egress": apiserver_egress.clone(),
+        });
+        policy(inputs, KUBE_APISERVER_CANARY, KUBE_APISERVER_CANARY, spec)
+    });
+    let mut policies = vec![
         policy(
             inputs,
             "deny",
@@ -80,7 +94,9 @@ pub(super) fn policies(inputs: &Inputs<'_>) -> Vec<Object> {
                 "egress": [{"to": [pods(KUBE_APISERVER)], "ports": [tcp(PORT)]}, dns()],
             }),
         ),
-    ]
+    ];
+    policies.extend(canary);
+    policies
 }
 
 fn policy(inputs: &Inputs<'_>, name: &str, component: &str, spec: Value) -> Object {

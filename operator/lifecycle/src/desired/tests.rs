@@ -105,6 +105,9 @@ impl World {
             tenant: &self.tenant,
             spec: &self.spec,
             release: &self.release,
+            emulated: None,
+            etcd_image: self.platform.image(&self.release.etcd.image),
+            canary: false,
             platform: &self.platform,
             alone: self.alone,
         }

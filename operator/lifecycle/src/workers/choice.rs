@@ -10,7 +10,6 @@ use kaas_crds::name::DELETE_FIRST_ANNOTATION;
 use kaas_crds::worker_pool::{MOST_REMOVALS, Removal};
 
 use crate::workers::observed::{Member, PoolObserved, Readiness};
-use crate::workers::template;
 
 /// The workers that are to go now: those of the stored choice that still are to, then others. Workers of an old template
 /// only while ones of the new template `can_be_made`: what cannot be replaced stays.
@@ -41,7 +40,7 @@ impl<'a> Choice<'a> {
     }
 
     fn is_old(&self, member: &Member) -> bool {
-        !template::is_current(&self.observed.pool.spec, &member.worker)
+        !self.observed.is_current(&member.worker)
     }
 
     fn take(&mut self, at: usize, why: &str) {
@@ -132,7 +131,7 @@ fn cost<'a>(observed: &PoolObserved, member: &'a Member) -> impl Ord + use<'a> {
         !chosen,
         !delete_first(member),
         member.readiness,
-        template::is_current(&observed.pool.spec, &member.worker),
+        observed.is_current(&member.worker),
         Reverse(created(member)),
         member.pods,
         member.name(),

@@ -12,7 +12,6 @@ use crate::workers::action::{Action, NodeChange, tell};
 use crate::workers::node::{self, Match};
 use crate::workers::observed::{Fact, Member, PoolObserved, Readiness, WorkerObserved};
 use crate::workers::pool::PoolPlan;
-use crate::workers::template;
 use crate::workers::worker::{self, WorkerPlan};
 
 /// What a plan for a pool would break; nothing for one that may be executed.
@@ -137,7 +136,7 @@ impl Lint {
         );
         let kept = metadata.finalizers.iter().flatten().any(|finalizer| finalizer == name::WORKER_FINALIZER);
         self.require(kept, Invariant::Finalizer, "it would have no finalizer");
-        let current = template::is_current(&observed.pool.spec, worker);
+        let current = observed.is_current(worker);
         self.require(current, Invariant::Count, "it is of an old template");
         self.require(
             Some(generation) == observed.pool.metadata.generation,
@@ -175,7 +174,7 @@ impl Lint {
         let spec = &observed.pool.spec;
         let count = |number: i32| usize::try_from(number).unwrap_or(0);
         let staying: Vec<&Member> = observed.members().filter(|member| !member.going()).collect();
-        let old = observed.members().any(|member| !template::is_current(spec, &member.worker));
+        let old = observed.members().any(|member| !observed.is_current(&member.worker));
         let wanted = count(spec.replicas);
         let most = wanted.saturating_add(if old { count(spec.rollout.max_surge) } else { 0 });
         let made_too_many = made > 0 && staying.len().saturating_add(made) > most;

@@ -11,6 +11,7 @@ use kaas_crds::worker::Address;
 use kaas_crds::{InstanceTypeSpec, Worker, WorkerPool};
 
 use crate::drain;
+use crate::workers::template;
 
 /// Something that is looked up.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -222,6 +223,12 @@ impl PoolObserved {
             member.owner() == Some(uid)
                 && cluster.is_none_or(|cluster| member.worker.spec.cluster_uid == cluster)
         })
+    }
+
+    /// Whether a worker is as its pool and its cluster want it now.
+    pub fn is_current(&self, worker: &Worker) -> bool {
+        let version = self.cluster.found().map_or("", |cluster| cluster.version.as_str());
+        template::is_current(&self.pool.spec, version, worker)
     }
 
     /// Workers of this pool that were made for a cluster that is not the one that there is now.

@@ -117,7 +117,7 @@ fn creations(observed: &PoolObserved, made: Validated<'_>) -> Vec<Action> {
     }
     let spec = &observed.pool.spec;
     let members: Vec<&Member> = observed.members().collect();
-    let is_current = |member: &&&Member| template::is_current(spec, &member.worker);
+    let is_current = |member: &&&Member| observed.is_current(&member.worker);
     let stay = members.iter().filter(|member| !member.going());
     let (current, staying) = (stay.clone().filter(is_current).count(), stay.count());
     let old = members.len().saturating_sub(members.iter().filter(is_current).count());

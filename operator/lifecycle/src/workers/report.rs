@@ -17,7 +17,6 @@ use crate::workers::observed::{
     Fact, Machine, MachineState, Member, PoolObserved, Readiness, WorkerObserved,
 };
 use crate::workers::pool::{self, PoolPlan};
-use crate::workers::template;
 use crate::workers::worker::{Step, WorkerPlan};
 
 /// A machine that runs for so long without its node, in seconds, does not join by itself.
@@ -114,7 +113,7 @@ pub fn pool_status(observed: &PoolObserved, plan: &PoolPlan, failure: Option<&Fa
         i32::try_from(staying.iter().filter(|member| holds(member)).count()).unwrap_or(i32::MAX).min(100_000)
     };
     let ready = count(&|member| member.readiness == Readiness::Ready);
-    let updated = count(&|member| template::is_current(spec, &member.worker));
+    let updated = count(&|member| observed.is_current(&member.worker));
     let recorded = plan.waves.iter().flatten().find_map(|action| match action {
         Action::Record { removals, .. } => Some(removals.clone()),
         _ => None,
@@ -143,10 +142,7 @@ fn pool_verdicts(
     let wanted = usize::try_from(observed.pool.spec.replicas).unwrap_or(0);
     let well = staying.iter().filter(|member| member.readiness == Readiness::Ready).count();
     let paused = observed.cluster.found().is_some_and(|cluster| cluster.paused);
-    let old = observed
-        .members()
-        .filter(|member| !template::is_current(&observed.pool.spec, &member.worker))
-        .count();
+    let old = observed.members().filter(|member| !observed.is_current(&member.worker)).count();
     let ready = if observed.deleting() {
         Verdict::new(Ready, Is::False, Reason::Deleting, "the pool is being deleted")
     } else if pool::unread(observed) {

@@ -22,9 +22,12 @@ pub fn hash(spec: &WorkerPoolSpec) -> String {
     versioned(spec, HASH_VERSION).unwrap_or_default()
 }
 
-/// Whether a worker is of the newest template. One that a newer operator made, with a function that is not known here,
-/// is left alone.
-pub fn is_current(spec: &WorkerPoolSpec, worker: &Worker) -> bool {
+/// Whether a worker is of the newest template, and of the version that its cluster has completed (empty: not known, and
+/// nobody is replaced for it). One that a newer operator made, with a function that is not known here, is left alone.
+pub fn is_current(spec: &WorkerPoolSpec, version: &str, worker: &Worker) -> bool {
+    if !version.is_empty() && worker.spec.version != version {
+        return false;
+    }
     let made = &worker.spec.template_hash;
     let version = made.split_once('-').and_then(|(version, _)| version.parse().ok());
     version.and_then(|version| versioned(spec, version)).is_none_or(|hash| hash == *made)
@@ -134,10 +137,10 @@ mod tests {
             "clusterName": "blue", "clusterUID": "u", "poolName": "p", "instanceType": "small", "version": "v1.37.1",
             "infrastructure": {"pod": {}}, "templateHash": "2-ffff",
         })).unwrap());
-        assert!(is_current(&spec(), &worker));
+        assert!(is_current(&spec(), "v1.37.1", &worker));
         worker.spec.template_hash = "1-ffff".into();
-        assert!(!is_current(&spec(), &worker));
+        assert!(!is_current(&spec(), "v1.37.1", &worker));
         worker.spec.template_hash = hash(&spec());
-        assert!(is_current(&spec(), &worker));
+        assert!(is_current(&spec(), "v1.37.1", &worker));
     }
 }

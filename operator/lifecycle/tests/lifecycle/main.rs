@@ -12,4 +12,5 @@ mod revisions;
 mod safety;
 mod schema;
 mod tunnel;
+mod upgrade;
 mod world;

@@ -13,11 +13,12 @@ use kaas_lifecycle::addons;
 use kaas_lifecycle::lint;
 use kaas_lifecycle::object::{Kind, Object, Reference};
 use kaas_lifecycle::observed::{
-    Addons, Answer, Certificate, Etcd, Live, Member, Namespace, Observed, Pod, Probe, Secret, Trouble,
+    Addons, Answer, Certificate, Etcd, Live, Member, Namespace, Observed, Pod, Probe, Secret, Trouble, Vigil,
 };
 use kaas_lifecycle::plan::{Plan, plan};
 use kaas_lifecycle::report;
 use kaas_lifecycle::tenant::{Platform, Tenant};
+use kaas_lifecycle::upgrade::canary::{self, Trial};
 use kaas_lifecycle::workers::report::Tally;
 use serde_json::{Value, json};
 
@@ -47,6 +48,16 @@ pub(crate) struct World {
     pub(crate) members: Vec<Member>,
     /// Whether the API answers through the endpoint when its pods are ready.
     pub(crate) reachable: bool,
+    /// Pods of Deployments whose template has one of these words never start.
+    pub(crate) dead: Vec<String>,
+    /// No node has room for another pod.
+    pub(crate) cramped: bool,
+    /// What an API server answers that has to prove itself.
+    pub(crate) trial: Result<u32, String>,
+    /// What clients see.
+    pub(crate) vigil: Option<Vigil>,
+    /// Version of the API server that a template hash stands for.
+    servers: BTreeMap<String, String>,
     pub(crate) inside: BTreeMap<Reference, Arc<Live>>,
     pub(crate) workers: Tally,
     /// Writes so far.
@@ -135,6 +146,11 @@ impl World {
             leader: 1,
             members: Vec::new(),
             reachable: true,
+            dead: Vec::new(),
+            cramped: false,
+            trial: Ok(35),
+            vigil: None,
+            servers: BTreeMap::new(),
             inside: BTreeMap::new(),
             workers: Tally::default(),
             writes: 0,
@@ -200,7 +216,7 @@ impl World {
 
     pub(crate) fn observe(&self) -> Observed {
         let home = !self.namespaces.is_empty();
-        Observed {
+        let mut observed = Observed {
             now: self.now,
             platform: self.platform.clone(),
             tenant: self.tenant(),
@@ -213,12 +229,17 @@ impl World {
             pods: self.pods.clone(),
             etcd: home.then(|| self.etcd()).flatten(),
             probe: home.then(|| self.probe()).flatten(),
+            trial: None,
+            vigil: self.vigil.clone(),
             addresses: BTreeSet::from(["10.77.0.1".parse().unwrap()]),
             inside: self.serving().then(|| unshared(&self.inside)),
             addons: self.serving().then(|| self.addons()),
             authority: self.secrets.contains_key("authority").then(|| "PEM".to_owned()),
             workers: Some(self.workers.clone()),
-        }
+        };
+        let pod = canary::pod(&observed).map(|pod| pod.uid.clone());
+        observed.trial = pod.map(|pod| Trial { pod, result: self.trial.clone() });
+        observed
     }
 
     fn addons(&self) -> Addons {
@@ -255,7 +276,8 @@ impl World {
     fn probe(&self) -> Option<Probe> {
         self.secrets.get("kube-apiserver")?;
         let answer = if self.serving() {
-            Answer::Serving { version: "v1.37.1".into() }
+            let mut servers = self.pods.iter().filter(|pod| pod.component == "kube-apiserver" && pod.ready);
+            Answer::Serving { version: self.servers[&servers.next().unwrap().template_hash].clone() }
         } else {
             Answer::Failed { since: self.now, message: "connection refused".into() }
         };
@@ -347,6 +369,9 @@ impl World {
         let generation = before.map_or(1, |live| live.count("/metadata/generation") + 1);
         let status = before.and_then(|live| live.get("/status").cloned());
         content["metadata"]["generation"] = generation.into();
+        content["metadata"]["creationTimestamp"] = before
+            .map_or_else(|| self.now.to_string(), |live| live.text("/metadata/creationTimestamp").to_owned())
+            .into();
         if reference.kind == Kind::Service
             && content["spec"]["type"] == "NodePort"
             && content["spec"]["ports"][0]["nodePort"].is_null()
@@ -383,6 +408,12 @@ impl World {
                 self.kubeconfig = None
             }
             _ => {
+                if reference.kind == Kind::Deployment {
+                    self.pods
+                        .iter_mut()
+                        .filter(|pod| pod.component == reference.name)
+                        .for_each(|pod| pod.terminating = true);
+                }
                 self.objects.retain(|key, live| key != reference || live.uid != uid);
             }
         }

@@ -3,7 +3,6 @@
 use kaas_lifecycle::workers::action::Action;
 use kaas_lifecycle::workers::observed::{PoolObserved, Readiness, WorkerObserved};
 use kaas_lifecycle::workers::pool::{self, PoolPlan};
-use kaas_lifecycle::workers::template;
 use kaas_lifecycle::workers::worker::{self, WorkerPlan};
 use proptest::test_runner::{Config, TestError, TestRunner};
 
@@ -47,8 +46,7 @@ fn delete_of(member: &kaas_lifecycle::workers::observed::Member) -> Action {
 fn a_roll_that_takes_all_old_ones_at_once_is_found() {
     fn hasty(observed: &PoolObserved) -> PoolPlan {
         let mut plan = pool::plan(observed);
-        let old =
-            observed.members().filter(|member| !template::is_current(&observed.pool.spec, &member.worker));
+        let old = observed.members().filter(|member| !observed.is_current(&member.worker));
         let deletes: Vec<Action> = old.filter(|member| !member.going()).map(delete_of).collect();
         if !deletes.is_empty() && observed.live {
             plan.waves = vec![deletes];

@@ -20,6 +20,10 @@ impl World {
     }
 
     fn step(&mut self) {
+        let (now, cramped) = (self.now, self.cramped);
+        for pod in self.pods.iter_mut().filter(|pod| !pod.placed && !cramped) {
+            (pod.placed, pod.placed_at, pod.trouble) = (true, Some(now), None);
+        }
         let starting: Vec<usize> =
             (0..self.pods.len()).filter(|at| !self.pods[*at].ready && !self.pods[*at].terminating).collect();
         for at in starting {
@@ -168,6 +172,20 @@ impl World {
             if fresh < wanted && fresh + old.len() <= wanted {
                 let name = format!("{component}-{}", self.next());
                 self.start(name, &component, &hash);
+                let template = live.get("/spec/template").unwrap().to_string();
+                if self.dead.iter().any(|word| template.contains(word)) {
+                    let trouble =
+                        Trouble { reason: "ImagePullBackOff".into(), message: "no such image".into() };
+                    self.pods.last_mut().unwrap().trouble = Some(trouble);
+                }
+                if self.cramped {
+                    let trouble = Trouble { reason: "Unschedulable".into(), message: "0/1 nodes".into() };
+                    let pod = self.pods.last_mut().unwrap();
+                    (pod.placed, pod.placed_at, pod.trouble) = (false, None, Some(trouble));
+                }
+                let image = live.text("/spec/template/spec/containers/0/image");
+                let version = image.rsplit_once(':').unwrap().1.to_owned();
+                self.servers.insert(hash.clone(), version);
             }
             for uid in leaving.filter(|_| ready > 0).into_iter().chain(surplus) {
                 self.pods.iter_mut().filter(|pod| pod.uid == uid).for_each(|pod| {
@@ -217,6 +235,7 @@ impl World {
             template_hash: hash.into(),
             created: self.now,
             placed: true,
+            placed_at: Some(self.now),
             ready: false,
             terminating: false,
             grace: 0,

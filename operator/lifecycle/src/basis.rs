@@ -1,0 +1,87 @@
+//! What a plan is made from: which revision is applied, what it is rendered from, and what an upgrade asks for.
+//!
+//! A stored revision goes on being applied until the user asks for something else, consents, or an upgrade has proved its
+//! next stage. The release that is rendered from is that of the stage, not the one that the spec names.
+
+use kaas_crds::KubernetesReleaseSpec;
+
+use crate::desired::{self, Inputs};
+use crate::etcd;
+use crate::observed::Observed;
+use crate::revision::{self, Choice, Revision};
+use crate::upgrade::stage::Stage;
+use crate::upgrade::step::{self, Step};
+
+/// What a plan is made from.
+pub(crate) struct Basis<'a> {
+    /// What is rendered from; nothing without a catalogue entry.
+    pub(crate) inputs: Option<Inputs<'a>>,
+    /// What of it is applied.
+    pub(crate) choice: Option<Choice>,
+    /// What an upgrade asks for.
+    pub(crate) step: Step,
+}
+
+/// Chooses what is applied: what is stored, or what takes its place now.
+pub(crate) fn basis(observed: &Observed) -> Basis<'_> {
+    let current = revision::current(observed);
+    let stage = current
+        .as_ref()
+        .map_or_else(|| Stage::of(&observed.cluster.spec.version), |current| current.record.stage.clone());
+    let mut inputs = inputs(observed, current.as_ref(), &stage);
+    // Without a catalogue entry nothing new can be rendered; what is stored goes on being applied.
+    let Some(rendered) = &inputs else {
+        let choice = current.map(|revision| Choice { revision, store: false, pending: None });
+        return Basis { inputs: None, choice, step: Step::default() };
+    };
+    let mut choice = revision::choose(observed, desired::rendering(rendered));
+    let mut next = Step::default();
+    // What else was asked for comes first.
+    if let Some(current) = current.filter(|_| !choice.store) {
+        let render =
+            |stage: &Stage| Some(desired::rendering(&self::inputs(observed, Some(&current), stage)?));
+        next = step::step(observed, &current, render);
+        if let Some(revision) = next.revision.take() {
+            inputs = self::inputs(observed, Some(&current), &revision.record.stage);
+            choice = Choice { revision, store: true, pending: None };
+        }
+    }
+    if let Some(inputs) = &mut inputs {
+        inputs.canary = next.canary.is_some();
+    }
+    Basis { inputs, choice: Some(choice), step: next }
+}
+
+/// What a stage is rendered from; `None` when the catalogue has not all of it.
+fn inputs<'a>(observed: &'a Observed, current: Option<&Revision>, stage: &Stage) -> Option<Inputs<'a>> {
+    let (release, emulated) = stage.releases(observed)?;
+    Some(Inputs {
+        tenant: &observed.tenant,
+        spec: &observed.cluster.spec,
+        release,
+        emulated,
+        etcd_image: etcd_image(observed, current, release),
+        canary: false,
+        platform: &observed.platform,
+        alone: etcd::alone(observed),
+    })
+}
+
+/// The etcd that runs stays, whatever the release of Kubernetes says for new clusters, but for its patch level.
+fn etcd_image(observed: &Observed, current: Option<&Revision>, release: &KubernetesReleaseSpec) -> String {
+    let fresh = observed.platform.image(&release.etcd.image);
+    let Some(stored) = current.and_then(revision::etcd_image) else { return fresh };
+    let path =
+        |image: &str| image.split_once('/').map_or_else(|| image.to_owned(), |(_, path)| path.to_owned());
+    let known = observed
+        .catalogue
+        .values()
+        .map(|release| &release.etcd)
+        .find(|etcd| stored.ends_with(&path(&etcd.image)));
+    let series = |version: &str| version.rsplit_once('.').map(|(series, _)| series.to_owned());
+    match known {
+        Some(known) if series(&known.version) == series(&release.etcd.version) => fresh,
+        Some(known) => observed.platform.image(&known.image),
+        None => stored.to_owned(),
+    }
+}

@@ -1,0 +1,24 @@
+//! Upgrades: from which version to which, in which steps, when the next one may begin, and when the way is back.
+//!
+//! The control plane goes first, its binaries as one change and what they serve as another: new binaries emulate the
+//! version before until they have proved themselves. Until then the way back is a roll, and is taken unasked when
+//! something breaks. Every step is recomputed from facts; what cannot be observed again (which release a rendering
+//! was made from, and what was tried and refused) is stored with the revision, where no tenant can write.
+
+use std::collections::BTreeSet;
+
+use crate::observed::Observed;
+use crate::revision;
+
+pub mod canary;
+pub mod gate;
+pub mod path;
+pub mod stage;
+pub mod step;
+
+/// The catalogue entries that a cluster needs: of the version that is asked for, and of those that run.
+pub fn releases(observed: &Observed) -> BTreeSet<String> {
+    let stage = revision::current(observed).map(|current| current.record.stage);
+    let running = stage.into_iter().flat_map(|stage| [Some(stage.version), stage.emulates]).flatten();
+    running.chain([observed.cluster.spec.version.clone()]).collect()
+}

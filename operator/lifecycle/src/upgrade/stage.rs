@@ -1,0 +1,253 @@
+//! Which stage of an upgrade a control plane is at, and which one is next.
+//!
+//! A stage is the release of the binaries, and the release whose API they still serve while they emulate it. From what
+//! a control plane serves now the target says the next stage; whether it may begin is decided on facts: nothing begins
+//! on a control plane that is not whole, and the emulated version is raised last, when the new binaries have been
+//! well for the time that the tenant wants, or by the tenant's own hand.
+
+use jiff::Timestamp;
+use kaas_crds::name::component;
+use kaas_crds::status::Owner;
+use kaas_crds::tenant_cluster::Finalize;
+use kaas_crds::{KubernetesReleaseSpec, Reason};
+use serde::{Deserialize, Serialize};
+
+use super::path::{Version, Way, way};
+use crate::etcd::{self, Health};
+use crate::observed::Observed;
+use crate::rollout;
+use crate::validated::Problem;
+
+/// What a rendering is made from, as far as versions go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stage {
+    /// Release of the control plane's binaries.
+    pub version: String,
+    /// Release whose API they serve, and whose addons run, while they emulate it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emulates: Option<String>,
+}
+
+/// What is stored with a revision besides the rendering. No tenant can write it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What it was rendered from.
+    #[serde(flatten)]
+    pub stage: Stage,
+    /// When it became the one to apply.
+    #[serde(default = "long_ago")]
+    pub since: Timestamp,
+    /// Where the way back leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Stage>,
+    /// It is the way back: controllers go first, API servers last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub back: bool,
+    /// What was tried from here, and did not prove itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refused>,
+}
+
+/// A version that did not prove itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The version that was asked for.
+    pub version: String,
+    /// What was seen.
+    pub evidence: String,
+    /// When.
+    pub at: Timestamp,
+    /// It had clients already: it was rolled back, not merely not let in.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub served: bool,
+}
+
+fn long_ago() -> Timestamp {
+    Timestamp::UNIX_EPOCH
+}
+
+impl Stage {
+    /// Binaries that emulate nothing.
+    pub fn of(version: &str) -> Self {
+        Stage { version: version.to_owned(), emulates: None }
+    }
+
+    /// The version whose API is served.
+    pub fn serves(&self) -> &str {
+        self.emulates.as_deref().unwrap_or(&self.version)
+    }
+
+    /// The catalogue entries of the binaries and of what they emulate; `None` when one is missing.
+    pub fn releases<'a>(
+        &self,
+        observed: &'a Observed,
+    ) -> Option<(&'a KubernetesReleaseSpec, Option<&'a KubernetesReleaseSpec>)> {
+        let find = |version: &String| observed.catalogue.get(version);
+        let emulated = match &self.emulates {
+            Some(version) => Some(find(version)?),
+            None => None,
+        };
+        Some((find(&self.version)?, emulated))
+    }
+}
+
+impl Record {
+    /// What is known of a revision of before there were records, or of a new one.
+    pub fn of(stage: Stage) -> Self {
+        Record { stage, since: long_ago(), before: None, back: false, refused: None }
+    }
+}
+
+/// What is next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Turn {
+    /// Nothing: it is where it should be.
+    Stay,
+    /// This stage, now.
+    Go {
+        /// Which.
+        stage: Stage,
+        /// It leads back to what ran before: nothing has to be proved first, and controllers go first.
+        back: bool,
+    },
+    /// A stage is wanted and has to wait.
+    Wait {
+        /// Cause in one word.
+        reason: Reason,
+        /// What is waited for, in a sentence.
+        words: String,
+        /// Who can end it.
+        owner: Owner,
+        /// When it ends by itself, if that is known.
+        until: Option<Timestamp>,
+    },
+    /// It cannot go where it is asked to.
+    Blocked(Problem),
+}
+
+/// What is next for a control plane that runs what this record says.
+pub fn next(observed: &Observed, record: &Record) -> Turn {
+    let target = &observed.cluster.spec.version;
+    let at = &record.stage;
+    if at.emulates.is_none() && at.version == *target {
+        return Turn::Stay;
+    }
+    if let Some(refused) = record.refused.as_ref().filter(|refused| refused.version == *target) {
+        return Turn::Blocked(refusal(observed, record, refused));
+    }
+    // That is said elsewhere.
+    if !observed.catalogue.contains_key(target) {
+        return Turn::Stay;
+    }
+    let (Ok(from), Ok(to)) = (at.serves().parse::<Version>(), target.parse::<Version>()) else {
+        return Turn::Stay;
+    };
+    let go = |stage| Turn::Go { stage, back: false };
+    let found = match way(from, to) {
+        Err(why) => return Turn::Blocked(no_way(observed, at, &why)),
+        // It emulates what is asked for: the new binaries go.
+        Ok(Way::None | Way::Patch) if at.emulates.is_some() => {
+            return Turn::Go { stage: Stage::of(target), back: true };
+        }
+        Ok(Way::None | Way::Patch) => go(Stage::of(target)),
+        Ok(Way::Minor) if at.version == *target => return raise(observed, target),
+        Ok(Way::Minor) => go(Stage { version: target.clone(), emulates: Some(at.serves().to_owned()) }),
+        Ok(Way::Back) => {
+            let why = format!("{} serves already, and what is new in it may be in use", at.serves());
+            return Turn::Blocked(no_way(observed, at, &why));
+        }
+    };
+    waiting_for_health(observed).unwrap_or(found)
+}
+
+/// The last step: binaries serve their own version.
+fn raise(observed: &Observed, target: &str) -> Turn {
+    if let Some(wait) = waiting_for_health(observed) {
+        return wait;
+    }
+    let upgrade = &observed.cluster.spec.upgrade;
+    if upgrade.finalize == Finalize::Manual {
+        return Turn::Wait {
+            reason: Reason::FinalizeHeld,
+            words: "spec.upgrade.finalize is Manual: the emulated version is raised when it is AfterSoak"
+                .into(),
+            owner: Owner::Tenant,
+            until: None,
+        };
+    }
+    let over = soaked_at(observed);
+    if over.is_none_or(|over| observed.now < over) {
+        return Turn::Wait {
+            reason: Reason::Soaking,
+            words: format!("the emulated version is raised when all has been well for {}", upgrade.soak),
+            owner: Owner::Nobody,
+            until: over,
+        };
+    }
+    Turn::Go { stage: Stage::of(target), back: false }
+}
+
+/// When the newest pod of the control plane has been there for the time of the soak.
+pub(super) fn soaked_at(observed: &Observed) -> Option<Timestamp> {
+    let newest = [component::KUBE_APISERVER, component::KUBE_CONTROLLERS]
+        .iter()
+        .flat_map(|component| observed.pods_of(component))
+        .map(|pod| pod.created)
+        .max()?;
+    newest.checked_add(observed.cluster.spec.upgrade.soak.duration()).ok()
+}
+
+/// Nothing begins on a control plane that is not whole.
+fn waiting_for_health(observed: &Observed) -> Option<Turn> {
+    let words = if !observed.serving() {
+        "requests through the endpoint fail; it goes on when they succeed".to_owned()
+    } else if etcd::health(observed) != Health::Healthy {
+        "etcd is not healthy; it goes on when it is".to_owned()
+    } else if etcd::next_step(observed).is_some() || rollout::unsettled(observed) {
+        "pods are being started or replaced; it goes on when they are ready".to_owned()
+    } else {
+        return None;
+    };
+    Some(Turn::Wait { reason: Reason::ControlPlaneUnsettled, words, owner: Owner::Nobody, until: None })
+}
+
+fn no_way(observed: &Observed, at: &Stage, why: &str) -> Problem {
+    let serves = at.serves();
+    let near: Vec<&str> = observed
+        .catalogue
+        .keys()
+        .filter(|version| {
+            let ways = serves.parse().ok().zip(version.parse().ok()).map(|(from, to)| way(from, to));
+            matches!(ways, Some(Ok(Way::Patch | Way::Minor)))
+        })
+        .map(String::as_str)
+        .collect();
+    let offer = match near.as_slice() {
+        [] => format!("set it back to {serves}"),
+        near => format!("from {serves} the catalogue has {}", near.join(", ")),
+    };
+    Problem {
+        reason: Reason::UpgradePathInvalid,
+        message: format!("spec.version: {}: {why}; {offer}", observed.cluster.spec.version),
+        owner: Owner::Tenant,
+    }
+}
+
+fn refusal(observed: &Observed, record: &Record, refused: &Refused) -> Problem {
+    let outcome = match (refused.served, &record.stage.emulates) {
+        (true, _) => format!("it was rolled back to {}", record.stage.version),
+        (false, Some(emulated)) => format!("no client met it, {emulated} is served on"),
+        (false, None) => format!("no client met it, {} runs on", record.stage.version),
+    };
+    Problem {
+        reason: Reason::UpgradeRefused,
+        message: format!(
+            "spec.version: {} did not prove itself at {}: {}; {outcome}; to try again set spec.version to {} and then back",
+            observed.cluster.spec.version,
+            refused.at,
+            refused.evidence,
+            record.stage.serves(),
+        ),
+        owner: Owner::Platform,
+    }
+}
