@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::Error;
 use crate::cluster::{Cluster, Spec};
-use crate::compile;
+use crate::compile::{self, Order};
 use crate::demo;
 use crate::layout::{Cache, Repository, State};
 use crate::prerequisite;
@@ -34,7 +34,11 @@ pub fn up(repository: &Repository, cache: &Cache, state: &State, operator: Opera
         cache.root().display()
     ));
     prerequisite::ensure(repository, cache)?;
-    let build = compile::build_all(repository, cache, operator == Operator::Build)?;
+    let build = compile::build_all(
+        repository,
+        cache,
+        &Order { operator: operator == Operator::Build, ..Order::default() },
+    )?;
     say(format!("programs are there ({} s)", started.elapsed().as_secs()));
     let bare = operator == Operator::None;
     let binary = match operator {
@@ -109,7 +113,7 @@ pub fn down(state: &State) -> Result<(), Error> {
 pub fn build(repository: &Repository, cache: &Cache) -> Result<(), Error> {
     prerequisite::ensure(repository, cache)?;
     let started = Instant::now();
-    compile::build_all(repository, cache, true)?;
+    compile::build_all(repository, cache, &Order { operator: true, ..Order::default() })?;
     say(format!("everything is built ({} s)", started.elapsed().as_secs()));
     Ok(())
 }
