@@ -12,8 +12,8 @@ local := cargo run --quiet --package kaas-e2e --bin kaas-local --
 help: ## What there is to make
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-up: bootstrap ## A local management cluster with the operator and a demo tenant
-	@$(local) up
+up: bootstrap ## A local management cluster with the operator and a demo tenant; VERSION=v1.36.3: one minor back
+	@$(local) up $(if $(VERSION),--kubernetes '$(VERSION)')
 
 down: bootstrap ## End it and leave nothing
 	@$(local) down

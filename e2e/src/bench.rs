@@ -25,7 +25,7 @@ use serde_json::json;
 use crate::Error;
 use crate::audit::Mark;
 use crate::cluster::{Cluster, Spec};
-use crate::compile;
+use crate::compile::{self, Order};
 use crate::flow::Guarded;
 use crate::layout::{Cache, Repository};
 use crate::terminal::say;
@@ -160,7 +160,8 @@ pub fn run(
     plan: &Plan,
 ) -> Result<(), Error> {
     crate::prerequisite::ensure(repository, cache)?;
-    let build = compile::build_all(repository, cache, operator.is_none())?;
+    let build =
+        compile::build_all(repository, cache, &Order { operator: operator.is_none(), ..Order::default() })?;
     let operator = operator.or(build.operator);
     let facts = Facts::take(repository)?;
     say(facts.told());

@@ -77,7 +77,7 @@ impl Cluster {
         let used = network::host_addresses()?;
         std::fs::create_dir_all(state.log()).map_err(Error::io("create", state.log()))?;
         let index = Machine::open()?.enter(&name, state.root(), &used)?;
-        let record = match Record::read(&state)? {
+        let mut record = match Record::read(&state)? {
             Some(record) if record.name == name && record.index == index => record,
             // Another index (a reboot forgot the register): certificates name the old address.
             Some(_) => {
@@ -86,6 +86,9 @@ impl Cluster {
             }
             None => Record::new(name.clone(), index),
         };
+        // A version without its images is not one to offer.
+        let offered = toolbox.of_releases().map(|toolbox| toolbox.release().kubernetes.to_owned());
+        record.offered = offered.collect();
         record.write(&state)?;
         let network = Network::new(&name, index);
         let operator_tag = match &operator {

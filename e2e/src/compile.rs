@@ -2,7 +2,6 @@
 //! component says what is built, how long it took and what is left. A failure names the component and shows
 //! the compiler's last words; nothing half-built is ever used.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -12,13 +11,19 @@ use std::time::{Duration, Instant};
 
 use crate::Error;
 use crate::cache::Entry;
-use crate::component::{COMPONENTS, Component};
+use crate::component::Component;
 use crate::digest;
 use crate::invocation::Invocation;
 use crate::layout::{Cache, Repository};
 use crate::lock::Lock;
 use crate::record::write_whole;
+use crate::release::{NEWEST, Release};
 use crate::terminal::say;
+
+mod toolbox;
+
+use toolbox::Built;
+pub use toolbox::Toolbox;
 
 /// No component takes a tenth of it on a slow machine; a hung download is ended by it.
 const BUILD_DEADLINE: Duration = Duration::from_secs(1500);
@@ -29,47 +34,21 @@ const TAIL_LINES: usize = 25;
 /// What of this repository is in the operator.
 const OWN_PACKAGES: &[&str] = &["kaas-crds", "kaas-pki", "kaas-lifecycle", "kaas-operator"];
 
-/// Programs by name, each checked against its sum.
+/// What is built besides what every local cluster needs.
 #[derive(Debug, Clone, Default)]
-pub struct Toolbox {
-    programs: BTreeMap<String, PathBuf>,
+pub struct Order {
+    /// The operator of this checkout.
+    pub operator: bool,
+    /// Older releases for tenants.
+    pub older: Vec<&'static Release>,
 }
 
-impl Toolbox {
-    /// The path of a program.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] when no component has it.
-    pub fn program(&self, name: &str) -> Result<&Path, Error> {
-        self.programs
-            .get(name)
-            .map(PathBuf::as_path)
-            .ok_or_else(|| Error::Invalid(format!("no component builds `{name}`")))
-    }
-
-    /// Builds (or finds) only the components that have these programs.
-    ///
-    /// # Errors
-    /// [`Error::Build`] and what the cache can raise.
-    pub fn with(programs: &[&str], repository: &Repository, cache: &Cache) -> Result<Self, Error> {
-        let mut rows: Vec<&'static Component> = Vec::new();
-        for program in programs {
-            let row = Component::of_program(program)
-                .ok_or_else(|| Error::Invalid(format!("no component builds `{program}`")))?;
-            if rows.iter().all(|known| known.name != row.name) {
-                rows.push(row);
-            }
-        }
-        build_components(&rows, repository, cache)
-    }
-}
-
-/// What `up` runs: all components and, where asked for, the operator.
+/// What `up` runs.
 #[derive(Debug)]
 pub struct Build {
     /// Programs of the Go components.
     pub toolbox: Toolbox,
-    /// The operator's binary.
+    /// The operator's binary, where it was asked for.
     pub operator: Option<PathBuf>,
 }
 
@@ -77,11 +56,12 @@ pub struct Build {
 ///
 /// # Errors
 /// The first failure of either side.
-pub fn build_all(repository: &Repository, cache: &Cache, operator: bool) -> Result<Build, Error> {
-    let rows: Vec<&Component> = COMPONENTS.iter().collect();
+pub fn build_all(repository: &Repository, cache: &Cache, order: &Order) -> Result<Build, Error> {
+    let older = order.older.iter().flat_map(|release| release.rows);
+    let rows: Vec<&Component> = NEWEST.rows.iter().chain(older).collect();
     std::thread::scope(|scope| {
-        let rust = operator.then(|| scope.spawn(|| build_operator(repository, cache)));
-        let toolbox = build_components(&rows, repository, cache)?;
+        let rust = order.operator.then(|| scope.spawn(|| build_operator(repository, cache)));
+        let toolbox = Toolbox::of(build_components(&rows, repository, cache)?, &order.older);
         let operator = rust
             .map(|thread| {
                 thread.join().map_err(|_| Error::Invalid("the operator's build thread died".to_owned()))?
@@ -95,18 +75,20 @@ fn build_components(
     rows: &[&'static Component],
     repository: &Repository,
     cache: &Cache,
-) -> Result<Toolbox, Error> {
-    let mut toolbox = Toolbox::default();
+) -> Result<Built, Error> {
+    let mut built = Built::new();
     let mut missing = Vec::new();
     for component in rows {
         let entry = Entry::of(component, repository, cache)?;
         match entry.programs(component) {
-            Some(programs) => toolbox.programs.extend(programs),
+            Some(programs) => {
+                built.insert(component.name, programs);
+            }
             None => missing.push((*component, entry)),
         }
     }
     if missing.is_empty() {
-        return Ok(toolbox);
+        return Ok(built);
     }
     let go_build = GoBuild::open(cache)?;
     let mut left: Vec<&str> = missing.iter().map(|(component, _)| component.name).collect();
@@ -122,11 +104,11 @@ fn build_components(
                 })?
             }
         };
-        toolbox.programs.extend(programs);
+        built.insert(component.name, programs);
     }
     go_build.close();
     crate::cache::prune(cache);
-    Ok(toolbox)
+    Ok(built)
 }
 
 /// Go's own build cache: one for all components, because they share the standard library, and dropped when

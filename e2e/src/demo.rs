@@ -1,14 +1,18 @@
 //! The demo of `up`: a tenant with two workers, and in it a Deployment that is reached through its Service by name.
-//! What is there already is left as it is, so that a second `up` only looks.
+//! What is there already is left as it is, so that a second `up` only looks; asked for another version than the tenant
+//! has, it says who may change it.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::Error;
 use crate::cluster::Cluster;
+use crate::component::KUBERNETES;
 use crate::kubectl::{Kubectl, at};
-use crate::layout::Repository;
+use crate::layout::{Repository, State};
+use crate::release::{NEWEST, Release};
 use crate::wait;
 
 const NAMESPACE: &str = "demo";
@@ -27,10 +31,16 @@ impl Cluster {
     /// state directory.
     ///
     /// # Errors
-    /// [`Error::Deadline`] with the report on the cluster.
-    pub fn demonstrate(&self, repository: &Repository) -> Result<(), Error> {
+    /// [`Error::Invalid`] when it runs another version than the one asked for, [`Error::Deadline`] with the report on
+    /// the cluster.
+    pub fn demonstrate(&self, repository: &Repository, asked: Option<&Release>) -> Result<(), Error> {
         let kubectl = self.kubectl()?;
-        kubectl.apply(&example(repository, "demo.yaml")?)?;
+        let running = version_of_demo(&kubectl)?;
+        if let (Some(running), Some(asked)) = (&running, asked) {
+            stays(running, asked, kubectl.kubeconfig())?;
+        }
+        let version = running.unwrap_or_else(|| asked.unwrap_or(&NEWEST).kubernetes.to_owned());
+        kubectl.apply(&example(repository, "demo.yaml")?.replace(KUBERNETES, &version))?;
         self.await_tenant(NAMESPACE, TENANT, READY_DEADLINE)?;
         self.fetch_kubeconfig(NAMESPACE, TENANT)?;
         let args = ["--namespace", NAMESPACE, "get", "tenantclusters.kaas.dev", TENANT];
@@ -57,6 +67,50 @@ impl Cluster {
     pub(crate) fn tenant_kubectl(&self) -> Result<Kubectl, Error> {
         Ok(Kubectl::new(self.toolbox.program("kubectl")?, &self.state.tenant_kubeconfig(TENANT)))
     }
+}
+
+/// Refuses another version than that of a demo tenant that runs, before anything is built for it. A cluster that does
+/// not answer has none.
+///
+/// # Errors
+/// [`Error::Invalid`] with the way out.
+pub(crate) fn accepts(state: &State, asked: &Release) -> Result<(), Error> {
+    let kubectl = Kubectl::new(&state.bin().join("kubectl"), &state.kubeconfig());
+    match version_of_demo(&kubectl) {
+        Ok(Some(running)) => stays(&running, asked, kubectl.kubeconfig()),
+        Ok(None) | Err(_) => Ok(()),
+    }
+}
+
+fn version_of_demo(kubectl: &Kubectl) -> Result<Option<String>, Error> {
+    let get = ["get", "tenantclusters.kaas.dev", TENANT, "--ignore-not-found", "--request-timeout=5s"];
+    let version = ["--namespace", NAMESPACE, "--output", "jsonpath={.spec.version}"];
+    let found = kubectl.run(&[get.as_slice(), version.as_slice()].concat())?;
+    Ok(Some(found).filter(|version| !version.is_empty()))
+}
+
+fn stays(running: &str, asked: &Release, kubeconfig: &Path) -> Result<(), Error> {
+    let asked = asked.kubernetes;
+    if running == asked {
+        return Ok(());
+    }
+    let mut newer =
+        Release::all().map(|release| release.kubernetes).take_while(|version| *version != running);
+    let way = match newer.any(|version| version == asked) {
+        true => {
+            format!(", or upgrade it:\n  kubectl --kubeconfig {} {}", kubeconfig.display(), change(asked))
+        }
+        false => String::new(),
+    };
+    Err(Error::Invalid(format!(
+        "TenantCluster {NAMESPACE}/{TENANT} has {running}, not {asked}, and is left as it is: `make down` ends it{way}"
+    )))
+}
+
+/// What to tell kubectl for another version of the demo tenant.
+pub(crate) fn change(version: &str) -> String {
+    let patch = serde_json::json!({"spec": {"version": version}});
+    format!("-n {NAMESPACE} patch tenantcluster {TENANT} --type merge -p '{patch}'")
 }
 
 /// What a pod hears that asks the Service: the name of one of the pods behind it.
@@ -114,12 +168,29 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_that_runs_is_left_as_it_is() {
+        let (newest, older) = (&NEWEST, Release::of("v1.36.3").unwrap());
+        let kubeconfig = Path::new(".local/kubeconfig");
+        assert!(stays("v1.36.3", older, kubeconfig).is_ok());
+        let told = stays("v1.36.3", newest, kubeconfig).unwrap_err().to_string();
+        assert!(told.contains("demo/blue has v1.36.3") && told.contains("make down"), "{told}");
+        assert!(
+            told.contains(r#"patch tenantcluster blue --type merge -p '{"spec":{"version":"v1.37.1"}}'"#),
+            "{told}"
+        );
+        let told = stays("v1.37.1", older, kubeconfig).unwrap_err().to_string();
+        assert!(told.contains("make down") && !told.contains("patch"), "{told}");
+    }
+
+    #[test]
     fn the_examples_fit() {
         let repository = Repository::find().unwrap();
         let demo = example(&repository, "demo.yaml").unwrap();
         assert!(
             demo.contains(&format!("replicas: {WORKERS}\n")) && demo.contains(&format!("name: {TENANT}\n"))
         );
+        assert_eq!(demo.matches(&format!("version: {KUBERNETES}\n")).count(), 1);
+        assert_eq!(demo.matches(KUBERNETES).count(), 1);
         let hello = example(&repository, "hello.yaml").unwrap();
         assert!(hello.contains(&format!("agnhost:{}\n", component::AGNHOST)), "{hello}");
     }

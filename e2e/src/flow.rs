@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 
 use crate::Error;
 use crate::cluster::{Cluster, Spec};
-use crate::compile::{self, Toolbox};
+use crate::compile::{self, Order, Toolbox};
 use crate::credentials::write_private;
 use crate::kubectl::{Kubectl, at, condition};
 use crate::layout::{Cache, Repository, State};
 use crate::operator::tenant_is_ready;
+use crate::release::OLDER;
 use crate::tally::Tally;
 use crate::terminal::{complain, say};
 
@@ -295,6 +296,11 @@ impl Drop for Guarded {
     }
 }
 
+/// What flows on a local cluster run.
+pub(crate) fn order(operator: bool) -> Order {
+    Order { operator, older: OLDER.iter().collect() }
+}
+
 fn on_a_local_cluster(
     repository: &Repository,
     cache: &Cache,
@@ -302,7 +308,7 @@ fn on_a_local_cluster(
     extent: Extent,
 ) -> Result<Tally, Error> {
     crate::prerequisite::ensure(repository, cache)?;
-    let build = compile::build_all(repository, cache, operator.is_none())?;
+    let build = compile::build_all(repository, cache, &order(operator.is_none()))?;
     // A place for each kind of run: one must not take down another's cluster.
     let purpose = match extent {
         _ if !chosen().is_empty() => "flows",

@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use crate::Error;
 use crate::cluster::{Cluster, Spec};
-use crate::compile;
+use crate::compile::{self, Order};
 use crate::demo;
 use crate::layout::{Cache, Repository, State};
 use crate::prerequisite;
 use crate::record::Record;
+use crate::release::{NEWEST, OLDER, Release};
 use crate::terminal::say;
 
 /// Which operator a cluster gets.
@@ -23,18 +24,31 @@ pub enum Operator {
     Binary(PathBuf),
 }
 
-/// Brings everything up and prints what there is.
+/// Brings everything up, with the demo tenant at the version asked for, or at the newest, and prints what there is.
 ///
 /// # Errors
 /// The first step that failed.
-pub fn up(repository: &Repository, cache: &Cache, state: &State, operator: Operator) -> Result<(), Error> {
+pub fn up(
+    repository: &Repository,
+    cache: &Cache,
+    state: &State,
+    operator: Operator,
+    asked: Option<&'static Release>,
+) -> Result<(), Error> {
     let started = Instant::now();
+    let offered = Record::read(state)?.map(|record| record.offered).unwrap_or_default();
+    let older = older(asked, &offered);
     say(format!(
-        "a first run builds Kubernetes and takes up to 26 minutes on two cores; what is built stays in {}",
+        "a first run builds Kubernetes and takes up to {} minutes on two cores; what is built stays in {}",
+        NEWEST.minutes + older.iter().map(|release| release.minutes).sum::<u32>(),
         cache.root().display()
     ));
+    if let Some(asked) = asked {
+        demo::accepts(state, asked)?;
+    }
     prerequisite::ensure(repository, cache)?;
-    let build = compile::build_all(repository, cache, operator == Operator::Build)?;
+    let order = Order { operator: operator == Operator::Build, older };
+    let build = compile::build_all(repository, cache, &order)?;
     say(format!("programs are there ({} s)", started.elapsed().as_secs()));
     let bare = operator == Operator::None;
     let binary = match operator {
@@ -54,11 +68,20 @@ pub fn up(repository: &Repository, cache: &Cache, state: &State, operator: Opera
     cluster.install_operator(repository)?;
     say(format!("the operator is installed ({} s)", started.elapsed().as_secs()));
     cluster.stock(cache)?;
-    cluster.demonstrate(repository)?;
+    cluster.demonstrate(repository, asked)?;
     say(format!("the demo tenant and its workers are Ready ({} s)", started.elapsed().as_secs()));
     cluster.greet(repository)?;
     say(format!("its Deployment answers through a Service and DNS ({} s)", started.elapsed().as_secs()));
     present(&cluster, state)
+}
+
+/// The older releases to build: the one that is asked for, and those that the cluster has.
+fn older(asked: Option<&Release>, offered: &[String]) -> Vec<&'static Release> {
+    let wanted = |release: &&Release| {
+        let version = release.kubernetes;
+        asked.is_some_and(|asked| asked.kubernetes == version) || offered.iter().any(|known| known == version)
+    };
+    OLDER.iter().filter(wanted).collect()
 }
 
 /// The table, and what to try next.
@@ -82,6 +105,9 @@ fn present(cluster: &Cluster, state: &State) -> Result<(), Error> {
     }
     say(format!("  {kubectl} --kubeconfig {management} -n demo scale workerpool general --replicas=3"));
     say(format!("  {kubectl} --kubeconfig {management} get pods -A"));
+    if cluster.toolbox.of_releases().count() > 1 {
+        say(format!("  {kubectl} --kubeconfig {management} {}", demo::change(NEWEST.kubernetes)));
+    }
     say("  make down");
     Ok(())
 }
@@ -106,10 +132,11 @@ pub fn down(state: &State) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error::Build`] of the first component that failed.
-pub fn build(repository: &Repository, cache: &Cache) -> Result<(), Error> {
+pub fn build(repository: &Repository, cache: &Cache, asked: Option<&'static Release>) -> Result<(), Error> {
     prerequisite::ensure(repository, cache)?;
     let started = Instant::now();
-    compile::build_all(repository, cache, true)?;
+    let older = older(asked, &[]);
+    compile::build_all(repository, cache, &Order { operator: true, older })?;
     say(format!("everything is built ({} s)", started.elapsed().as_secs()));
     Ok(())
 }

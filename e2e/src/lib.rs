@@ -38,6 +38,7 @@ mod probe;
 mod process;
 mod record;
 pub mod registry;
+pub mod release;
 pub mod suite;
 pub mod tally;
 pub mod terminal;

@@ -9,6 +9,7 @@ use kaas_e2e::bench::{self, Part, Plan};
 use kaas_e2e::flow::Extent;
 use kaas_e2e::journey::Operator;
 use kaas_e2e::layout::{Cache, Repository, State};
+use kaas_e2e::release::Release;
 use kaas_e2e::terminal::complain;
 use kaas_e2e::{Error, journey, registry, suite};
 
@@ -33,11 +34,18 @@ enum Command {
         /// Run this build of the operator instead of building one.
         #[arg(long, value_name = "BINARY", conflicts_with = "bare")]
         operator: Option<PathBuf>,
+        /// The demo tenant's version of Kubernetes [default: the newest].
+        #[arg(long, value_name = "VERSION", conflicts_with = "bare")]
+        kubernetes: Option<String>,
     },
     /// End and remove everything.
     Down,
     /// Build what is missing, start nothing.
-    Build,
+    Build {
+        /// This older version of Kubernetes too.
+        #[arg(long, value_name = "VERSION")]
+        kubernetes: Option<String>,
+    },
     /// Say what runs.
     Status,
     /// Put the images of an archive (docker save, podman save, OCI) where every worker can pull them.
@@ -131,13 +139,16 @@ fn run(arguments: Arguments) -> Result<(), Error> {
         false => State::at(repository.root().join(arguments.state))?,
     };
     match arguments.command {
-        Command::Up { bare: true, .. } => journey::up(&repository, &cache, &state, Operator::None),
-        Command::Up { operator: Some(binary), .. } => {
-            journey::up(&repository, &cache, &state, Operator::Binary(binary))
+        Command::Up { bare, operator, kubernetes } => {
+            let operator = match operator {
+                _ if bare => Operator::None,
+                Some(binary) => Operator::Binary(binary),
+                None => Operator::Build,
+            };
+            journey::up(&repository, &cache, &state, operator, release(kubernetes)?)
         }
-        Command::Up { .. } => journey::up(&repository, &cache, &state, Operator::Build),
         Command::Down => journey::down(&state),
-        Command::Build => journey::build(&repository, &cache),
+        Command::Build { kubernetes } => journey::build(&repository, &cache, release(kubernetes)?),
         Command::Status => journey::status(&state),
         Command::Load { archive } => registry::load(&repository, &cache, &state, &archive),
         Command::Test => suite::run(&repository, &cache),
@@ -145,4 +156,8 @@ fn run(arguments: Arguments) -> Result<(), Error> {
         Command::E2e { operator } => journey::e2e(&repository, &cache, operator, Extent::Short),
         Command::Soak { operator } => journey::e2e(&repository, &cache, operator, Extent::All),
     }
+}
+
+fn release(version: Option<String>) -> Result<Option<&'static Release>, Error> {
+    version.map(|version| Release::of(&version)).transpose()
 }

@@ -61,6 +61,7 @@ impl Cluster {
                     ("registry", json!(REGISTRY)),
                     ("image.tag", json!(tag)),
                     ("endpoint.nodePort.host", json!(self.address())),
+                    ("catalogue.versions", json!(self.record.offered)),
                     ("workers.pod.enabled", json!(true)),
                     ("workers.pod.mirror", json!(registry::MIRROR)),
                     ("managementNetworks.pods", json!([network::POD_CIDR])),

@@ -28,11 +28,21 @@ pub(crate) struct Record {
     /// Digest of chart and values of what was installed, by Helm release.
     #[serde(default)]
     pub(crate) releases: BTreeMap<String, String>,
+    /// Versions of Kubernetes that tenants may have here.
+    #[serde(default)]
+    pub(crate) offered: Vec<String>,
 }
 
 impl Record {
     pub(crate) fn new(name: String, index: u8) -> Self {
-        Self { format: FORMAT, name, index, daemons: BTreeMap::new(), releases: BTreeMap::new() }
+        Self {
+            format: FORMAT,
+            name,
+            index,
+            daemons: BTreeMap::new(),
+            releases: BTreeMap::new(),
+            offered: Vec::new(),
+        }
     }
 
     /// Reads the record; `None` when there is none, or one that a crash left empty.

@@ -44,16 +44,6 @@ pub(crate) fn management(
     operator: Option<(&Path, &str)>,
 ) -> Result<Vec<Image>, Error> {
     let mut images = vec![pause(PAUSE.to_owned()), Image::new(SHELL).shell()?];
-    let kubernetes = component::KUBERNETES;
-    for name in ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
-        let image = Image::new(format!("{REGISTRY}/{name}:{kubernetes}"));
-        images.push(image.program_in("/usr/local/bin", toolbox.program(name)?));
-    }
-    let mut etcd = Image::new(format!("{REGISTRY}/etcd:{}-0", component::ETCD));
-    for name in ["etcd", "etcdctl", "etcdutl"] {
-        etcd = etcd.program_in("/usr/local/bin", toolbox.program(name)?);
-    }
-    images.push(etcd);
     for name in ["coredns", "local-path-provisioner", "registry"] {
         let image = Image::new(addon_reference(name)?);
         images.push(image.program_in("/usr/local/bin", toolbox.program(name)?));
@@ -64,7 +54,10 @@ pub(crate) fn management(
             .started_by("/proxy-server", toolbox.program(server)?)
             .user(NONROOT),
     );
-    images.push(worker(toolbox, cache)?);
+    for toolbox in toolbox.of_releases() {
+        images.extend(control_plane(toolbox)?);
+        images.push(worker(toolbox, cache)?);
+    }
     if let Some((program, tag)) = operator {
         images.push(
             Image::new(format!("{REGISTRY}/kaas-dev/kaas-operator:{tag}"))
@@ -75,11 +68,31 @@ pub(crate) fn management(
     Ok(images)
 }
 
+/// What a tenant's control plane of a release runs.
+fn control_plane(toolbox: &Toolbox) -> Result<Vec<Image>, Error> {
+    let release = toolbox.release();
+    let mut images = Vec::new();
+    for name in ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
+        let image = Image::new(format!("{REGISTRY}/{name}:{}", release.kubernetes));
+        images.push(image.program_in("/usr/local/bin", toolbox.program(name)?));
+    }
+    let mut etcd = Image::new(format!("{REGISTRY}/etcd:{}-0", release.etcd));
+    for name in ["etcd", "etcdctl", "etcdutl"] {
+        etcd = etcd.program_in("/usr/local/bin", toolbox.program(name)?);
+    }
+    images.push(etcd);
+    Ok(images)
+}
+
 /// Images that workers pull.
 pub(crate) fn workers(toolbox: &Toolbox) -> Result<Vec<Published>, Error> {
     let provisioner = "local-path-provisioner";
     let busybox = Image::new("docker.io/library/busybox:1").shell()?.command(&["sh"]);
     let mut images = addons(toolbox)?;
+    // Of the add-ons kube-proxy alone has the version of the release.
+    for older in toolbox.of_releases().skip(1) {
+        images.push(published(kube_proxy(older)?, &[]));
+    }
     images.push(published(agnhost(toolbox.program("agnhost")?)?, &[]));
     images.push(published(
         Image::new(official("docker.io/rancher/local-path-provisioner", provisioner)?)
@@ -101,9 +114,7 @@ fn addons(toolbox: &Toolbox) -> Result<Vec<Published>, Error> {
             .packet_filter()?
             .tools(&["ip"])?
             .started_by("/opt/bin/flanneld", program("flanneld")?),
-        Image::new(format!("registry.k8s.io/kube-proxy:{}", component::KUBERNETES))
-            .packet_filter()?
-            .started_by("/usr/local/bin/kube-proxy", program("kube-proxy")?),
+        kube_proxy(toolbox)?,
         Image::new(official("registry.k8s.io/kas-network-proxy/proxy-agent", "proxy-agent")?)
             .started_by("/proxy-agent", program("proxy-agent")?)
             .user(NONROOT),
@@ -115,6 +126,11 @@ fn addons(toolbox: &Toolbox) -> Result<Vec<Published>, Error> {
             .user("65534"),
     ];
     Ok(images.into_iter().map(|image| published(image, &[])).collect())
+}
+
+fn kube_proxy(toolbox: &Toolbox) -> Result<Image, Error> {
+    let image = Image::new(format!("registry.k8s.io/kube-proxy:{}", toolbox.release().kubernetes));
+    Ok(image.packet_filter()?.started_by("/usr/local/bin/kube-proxy", toolbox.program("kube-proxy")?))
 }
 
 /// An image under its own name and others, each also under the local registry's: with the chart's `registry` set, the
@@ -176,7 +192,8 @@ fn agnhost(program: &Path) -> Result<Image, Error> {
 /// A worker that is a pod: the programs of a node, what starts them, and the images that every worker runs.
 fn worker(toolbox: &Toolbox, cache: &Cache) -> Result<Image, Error> {
     let images = store::content(toolbox, cache, &addons(toolbox)?, WORKER_CONTAINERD, WORKER_IMAGES)?;
-    let mut image = Image::new(format!("{REGISTRY}/kaas-dev/kaas-worker:{}", component::KUBERNETES))
+    let version = toolbox.release().kubernetes;
+    let mut image = Image::new(worker_reference(version))
         .shell()?
         .packet_filter()?
         .tools(&["dash", "runc", "mount", "umount", "unshare", "nsenter", "ip"])?
@@ -186,7 +203,7 @@ fn worker(toolbox: &Toolbox, cache: &Cache) -> Result<Image, Error> {
         .text("/usr/local/share/kaas/isolation", WORKER_ISOLATION, 0o644)
         .text("/usr/local/share/kaas/containerd.toml", WORKER_CONTAINERD, 0o644)
         .text("/opt/cni/bin/await", WORKER_AWAIT, 0o755)
-        .text("/etc/os-release", &worker_release(), 0o644);
+        .text("/etc/os-release", &worker_release(version), 0o644);
     for name in ["kubelet", "kubeadm", "containerd", "containerd-shim-runc-v2", "ctr"] {
         image = image.program_in("/usr/local/bin", toolbox.program(name)?);
     }
@@ -201,9 +218,13 @@ fn worker(toolbox: &Toolbox, cache: &Cache) -> Result<Image, Error> {
     Ok(image.link("/var/run", "/run").with(images))
 }
 
+/// The image of a worker that is a pod.
+pub(crate) fn worker_reference(version: &str) -> String {
+    format!("{REGISTRY}/kaas-dev/kaas-worker:{version}")
+}
+
 /// What a Node tells about its operating system.
-fn worker_release() -> String {
-    let version = component::KUBERNETES;
+fn worker_release(version: &str) -> String {
     format!(
         "NAME=\"kaas worker\"\nID=kaas-worker\nVERSION_ID={version}\nPRETTY_NAME=\"kaas worker {version}\"\n"
     )

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use kaas_e2e::cluster::{Cluster, Spec};
-use kaas_e2e::compile;
+use kaas_e2e::compile::{self, Order};
 use kaas_e2e::footprint::Footprint;
 use kaas_e2e::layout::{Cache, Repository, State};
 use kaas_e2e::{prerequisite, registry};
@@ -78,7 +78,7 @@ fn kill(state: &State, program: &str) {
 fn comes_up_heals_and_leaves_nothing() {
     let (repository, cache) = (Repository::find().unwrap(), Cache::find().unwrap());
     prerequisite::ensure(&repository, &cache).unwrap();
-    let toolbox = compile::build_all(&repository, &cache, false).unwrap().toolbox;
+    let toolbox = compile::build_all(&repository, &cache, &Order::default()).unwrap().toolbox;
     let scratch = tempfile::Builder::new().prefix("kaas local ").tempdir().unwrap();
     let state = State::at(scratch.path().join("state")).unwrap();
     let before = Footprint::take(state.root()).unwrap();

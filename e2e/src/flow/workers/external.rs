@@ -141,7 +141,7 @@ fn start_machine(stage: &Stage) -> Result<(), Error> {
             "terminationGracePeriodSeconds": 1,
             "containers": [{
                 "name": "machine",
-                "image": format!("{}/kaas-dev/kaas-worker:{}", catalogue::REGISTRY, component::KUBERNETES),
+                "image": catalogue::worker_reference(component::KUBERNETES),
                 "command": ["unshare", "--cgroup", "--", "sh", "-c", UNITS],
                 "env": variables.map(|(name, value)| json!({"name": name, "value": value})),
                 "securityContext": {"privileged": true},
