@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::addons::Addons;
+use crate::maintenance::Maintenance;
 use crate::quantity::Quantity;
 use crate::status::TenantClusterStatus;
 
@@ -63,6 +64,10 @@ pub struct TenantClusterSpec {
     /// Parts of the cluster that run on its workers.
     #[serde(default)]
     pub addons: Addons,
+
+    /// When operations may begin. Without it, at any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<Maintenance>,
 
     /// While true nothing of this cluster is changed; status is still kept up to date. Deletion is not held up.
     #[serde(default)]

@@ -47,6 +47,12 @@ fn cluster() -> Value {
                 "kubeProxy": {"enabled": false}, "coreDNS": {"enabled": true}, "cni": {"flannel": {}, "none": {}},
                 "metricsServer": {"enabled": true},
             },
+            "maintenance": {
+                "windows": [{"days": ["Sat", "Sun"], "start": "02:00", "duration": "4h", "timeZone": "Asia/Tokyo"}],
+                "exclusions": [{
+                    "from": "2026-12-20T00:00", "to": "2027-01-05T00:00", "timeZone": "Asia/Tokyo", "scope": "NoUpgrades",
+                }],
+            },
             "paused": false,
             "acceptRevision": "7eca6913821b29ca",
         },

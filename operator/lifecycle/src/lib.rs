@@ -18,6 +18,7 @@ pub mod report;
 pub mod revision;
 pub mod rollout;
 pub mod tenant;
+pub mod upgrade;
 pub mod validated;
 mod verdict;
 pub mod workers;

@@ -1,0 +1,3 @@
+//! Upgrades: when one may begin.
+
+pub mod window;
