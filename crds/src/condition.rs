@@ -175,6 +175,10 @@ reasons! {
     InstanceTypeNotFound,
     /// The platform does not offer this infrastructure.
     InfrastructureDisabled,
+    /// A maintenance window or an exclusion names a time zone or a date that does not exist.
+    MaintenanceInvalid,
+    /// Work that was asked for begins with the next maintenance window.
+    WaitingForWindow,
     /// Networks of the cluster overlap those of the management cluster.
     NetworkOverlap,
     /// Machines outside the management cluster cannot reach the endpoint.

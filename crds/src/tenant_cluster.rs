@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::addons::Addons;
+use crate::maintenance::Maintenance;
 use crate::period::Period;
 use crate::quantity::Quantity;
 use crate::status::TenantClusterStatus;
@@ -71,6 +72,10 @@ pub struct TenantClusterSpec {
     /// How an upgrade to the next minor version goes.
     #[serde(default)]
     pub upgrade: Upgrade,
+
+    /// When operations may begin. Without it, at any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<Maintenance>,
 
     /// While true nothing of this cluster is changed; status is still kept up to date. Deletion is not held up.
     #[serde(default)]

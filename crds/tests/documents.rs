@@ -48,6 +48,12 @@ fn cluster() -> Value {
                 "metricsServer": {"enabled": true},
             },
             "upgrade": {"finalize": "Manual", "soak": "90s"},
+            "maintenance": {
+                "windows": [{"days": ["Sat", "Sun"], "start": "02:00", "duration": "4h", "timeZone": "Asia/Tokyo"}],
+                "exclusions": [{
+                    "from": "2026-12-20T00:00", "to": "2027-01-05T00:00", "timeZone": "Asia/Tokyo", "scope": "NoUpgrades",
+                }],
+            },
             "paused": false,
             "acceptRevision": "7eca6913821b29ca",
         },

@@ -15,6 +15,7 @@ pub mod gate;
 pub mod path;
 pub mod stage;
 pub mod step;
+pub mod window;
 
 /// The catalogue entries that a cluster needs: of the version that is asked for, and of those that run.
 pub fn releases(observed: &Observed) -> BTreeSet<String> {

@@ -9,6 +9,7 @@ use kaas_crds::{Reason, name};
 use crate::etcd::{self, Health};
 use crate::key_material;
 use crate::observed::Observed;
+use crate::upgrade::window;
 
 /// Something that must be put right before work can go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +95,7 @@ pub fn validate(observed: &Observed) -> Vec<Problem> {
             owner: Owner::Platform,
         });
     }
+    problems.extend(window::problems(spec.maintenance.as_ref()));
     problems.extend(adoption(observed));
     problems.extend(namespace(observed));
     if let Health::DataLost(fact) = etcd::health(observed) {

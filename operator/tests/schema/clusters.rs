@@ -23,6 +23,14 @@ fn bad_specs() -> Vec<(Value, &'static [&'static str])> {
     let pods = |network: &str| with("network", json!({"podCIDR": network}));
     let services = |network: &str| with("network", json!({"serviceCIDR": network}));
     let domain = |domain: &str| with("network", json!({"domain": domain}));
+    let window = |field: &str, value: Value| {
+        let mut window = json!({"start": "02:00", "duration": "4h", "timeZone": "UTC"});
+        window[field] = value;
+        with("maintenance", json!({"windows": [window]}))
+    };
+    let exclusion = |from: &str, to: &str| {
+        with("maintenance", json!({"exclusions": [{"from": from, "to": to, "timeZone": "UTC"}]}))
+    };
     vec![
         (json!({}), &["spec.version", "Required value"]),
         (
@@ -102,6 +110,42 @@ fn bad_specs() -> Vec<(Value, &'static [&'static str])> {
             with("addons", json!({"kubeProxy": {"enabled": "no"}})),
             &["spec.addons.kubeProxy.enabled", "boolean"],
         ),
+        (window("days", json!(["Saturday"])), &["spec.maintenance.windows[0].days[0]", "Saturday", "Sat"]),
+        (
+            window("start", json!("2:00")),
+            &["spec.maintenance.windows[0].start", "'2:00'", "for example 02:00"],
+        ),
+        (
+            window("start", json!("24:00")),
+            &["spec.maintenance.windows[0].start", "'24:00'", "00:00 to 23:59"],
+        ),
+        (window("duration", json!("59m")), &["spec.maintenance.windows[0].duration", "'59m'", "1h to 168h"]),
+        (
+            window("duration", json!("169h")),
+            &["spec.maintenance.windows[0].duration", "'169h'", "1h to 168h"],
+        ),
+        (window("duration", json!("7d")), &["spec.maintenance.windows[0].duration", "'7d'", "1h to 168h"]),
+        (window("timeZone", json!("")), &["spec.maintenance.windows[0].timeZone", "at least 1"]),
+        (window("timeZone", Value::Null), &["spec.maintenance.windows[0].timeZone", "Required value"]),
+        (
+            with(
+                "maintenance",
+                json!({"windows": vec![json!({"start": "02:00", "duration": "4h", "timeZone": "UTC"}); 17]}),
+            ),
+            &["spec.maintenance.windows", "at most 16"],
+        ),
+        (
+            exclusion("2026-12-20", "2027-01-05T00:00"),
+            &["spec.maintenance.exclusions[0].from", "'2026-12-20'", "2026-12-20T00:00"],
+        ),
+        (exclusion("2026-12-20T00:00", "2027-01-05T00:00Z"), &["spec.maintenance.exclusions[0].to"]),
+        (
+            exclusion("2026-12-20T00:00", "2026-12-20T00:00"),
+            &[
+                "spec.maintenance.exclusions[0]",
+                "to: '2026-12-20T00:00' must be later than from '2026-12-20T00:00'",
+            ],
+        ),
     ]
 }
 
@@ -121,6 +165,16 @@ fn good_specs() -> Vec<Value> {
         json!({"version": "v1.37.1", "paused": true, "acceptRevision": "abc"}),
         json!({"version": "v1.37.1", "addons": {"kubeProxy": {"enabled": false}, "cni": {"none": {}}}}),
         json!({"version": "v1.37.1", "addons": {"coreDNS": {}, "cni": {"flannel": {}, "none": null}}}),
+        json!({"version": "v1.37.1", "maintenance": {}}),
+        json!({"version": "v1.37.1", "maintenance": {
+            "windows": [
+                {"days": ["Sat", "Sun"], "start": "02:00", "duration": "4h", "timeZone": "Asia/Tokyo"},
+                {"start": "23:59", "duration": "604800s", "timeZone": "UTC"},
+            ],
+            "exclusions": [
+                {"from": "2026-12-20T00:00", "to": "2027-01-05T00:00", "timeZone": "Asia/Tokyo", "scope": "NoUpgrades"},
+            ],
+        }}),
     ]
 }
 

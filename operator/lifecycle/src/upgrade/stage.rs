@@ -12,7 +12,9 @@ use kaas_crds::tenant_cluster::Finalize;
 use kaas_crds::{KubernetesReleaseSpec, Reason};
 use serde::{Deserialize, Serialize};
 
+use super::canary;
 use super::path::{Version, Way, way};
+use super::window::{Admission, admission};
 use crate::etcd::{self, Health};
 use crate::observed::Observed;
 use crate::rollout;
@@ -157,7 +159,18 @@ pub fn next(observed: &Observed, record: &Record) -> Turn {
             return Turn::Blocked(no_way(observed, at, &why));
         }
     };
-    waiting_for_health(observed).unwrap_or(found)
+    waiting_for_window(observed, at).or_else(|| waiting_for_health(observed)).unwrap_or(found)
+}
+
+/// An upgrade begins in a window; what has begun goes on when it closes. It begins with the canary.
+fn waiting_for_window(observed: &Observed, at: &Stage) -> Option<Turn> {
+    let begun = at.emulates.is_some() || canary::live(observed).is_some();
+    match admission(observed.cluster.spec.maintenance.as_ref(), observed.now) {
+        Admission::Closed { until, words } if !begun => {
+            Some(Turn::Wait { reason: Reason::WaitingForWindow, words, owner: Owner::Nobody, until })
+        }
+        _ => None,
+    }
 }
 
 /// The last step: binaries serve their own version.

@@ -6,6 +6,7 @@ use jiff::SignedDuration;
 use kaas_crds::tenant_cluster::Finalize;
 use kaas_lifecycle::object::Kind;
 use kaas_lifecycle::observed::Vigil;
+use serde_json::json;
 
 use crate::world::{World, release};
 
@@ -182,6 +183,31 @@ fn what_breaks_after_it_has_clients_is_rolled_back_by_itself() {
     let entry = world.cluster.status.as_ref().unwrap().history[0].clone();
     assert!(entry.result.starts_with("RolledBack: Pod kube-"), "{entry:?}");
     assert_eq!(world.workers, workers);
+}
+
+#[test]
+fn it_begins_in_a_window_and_goes_on_when_that_closes() {
+    let mut world = old();
+    // It is a Monday, at midnight.
+    world.edit(|spec| {
+        spec.maintenance = serde_json::from_value(json!({
+            "windows": [{"days": ["Mon"], "start": "02:00", "duration": "1h", "timeZone": "UTC"}],
+        }))
+        .unwrap();
+        spec.version = NEW.into();
+    });
+    told(&mut world, 30);
+    insta::assert_snapshot!(world.summary(), @"Upgrading to v1.37.1: waiting for window until Mon 02:00 UTC");
+    let waiting = world.cluster.status.as_ref().unwrap().operation.clone().unwrap().waiting.unwrap();
+    assert_eq!(waiting.reason, "WaitingForWindow");
+    assert_eq!(waiting.until.unwrap().0, "2026-06-01T02:00:00Z".parse().unwrap());
+    assert_eq!(status_version(&world), OLD);
+    world.now = "2026-06-01T02:59:58Z".parse().unwrap();
+    told(&mut world, 60);
+    assert!(flags(&world, "kube-apiserver").contains("--emulated-version=1.36"));
+    world.now += SOAK;
+    told(&mut world, 60);
+    assert_eq!((status_version(&world).as_str(), world.summary()), (NEW, "Running"));
 }
 
 #[test]
