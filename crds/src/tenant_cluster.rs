@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::addons::Addons;
 use crate::maintenance::Maintenance;
 use crate::quantity::Quantity;
+use crate::runtime_config::RuntimeConfig;
 use crate::status::TenantClusterStatus;
 
 /// A Kubernetes cluster whose control plane runs as pods of the management cluster.
@@ -65,6 +66,10 @@ pub struct TenantClusterSpec {
     #[serde(default)]
     pub addons: Addons,
 
+    /// How an upgrade to another version goes.
+    #[serde(default)]
+    pub upgrade: Upgrade,
+
     /// When operations may begin. Without it, at any time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<Maintenance>,
@@ -80,6 +85,17 @@ pub struct TenantClusterSpec {
     pub accept_revision: Option<String>,
 }
 
+/// How an upgrade to another version goes.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Upgrade {
+    /// Findings of `status.preflight`, by `id`, in spite of which an upgrade begins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 253)))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub ignore: Vec<String>,
+}
+
 /// The hosted control plane.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -92,6 +108,11 @@ pub struct ControlPlane {
     /// How clients reach the API.
     #[serde(default)]
     pub endpoint: Endpoint,
+
+    /// Alpha and beta APIs that are served, or are not, by group and version: `{networking.k8s.io/v1beta1: true}`. What the
+    /// version that runs does not have any more is left out. A change restarts the API servers, one after the other.
+    #[serde(default, skip_serializing_if = "RuntimeConfig::is_empty")]
+    pub runtime_config: RuntimeConfig,
 }
 
 fn default_api_servers() -> i32 {
@@ -100,7 +121,11 @@ fn default_api_servers() -> i32 {
 
 impl Default for ControlPlane {
     fn default() -> Self {
-        ControlPlane { replicas: default_api_servers(), endpoint: Endpoint::default() }
+        ControlPlane {
+            replicas: default_api_servers(),
+            endpoint: Endpoint::default(),
+            runtime_config: RuntimeConfig::default(),
+        }
     }
 }
 

@@ -30,6 +30,7 @@ use crate::workers::fleet::Fleet;
 
 mod etcd;
 mod pod;
+pub(crate) mod preflight;
 mod secret;
 
 /// A read that failed.
@@ -127,6 +128,7 @@ pub(crate) async fn observe(
         addresses: BTreeSet::new(),
         inside: None,
         addons: None,
+        preflight: None,
         authority: None,
         workers: sources.fleet.tally(namespace, cluster, &tenant.uid),
         tenant,
@@ -185,12 +187,14 @@ pub(crate) async fn observe(
         if let Some(endpoint) = endpoint::endpoint(&observed) {
             observed.addresses = resolve(&endpoint.host, endpoint.port).await;
         }
-        let tenant = sources.tenants.inside(&observed, &keyring).filter(|_| observed.inside.is_some());
-        if let Some((client, memory)) = tenant {
-            let reading = inside::observe(&client, &memory, &mut observed);
-            if let Err(error) = within(DEADLINE, reading).await {
+        if let Some((client, memory)) = sources.tenants.inside(&observed, &keyring) {
+            let client = observed.inside.is_some().then_some(&client);
+            if let Some(client) = client
+                && let Err(error) = within(DEADLINE, inside::observe(client, &memory, &mut observed)).await
+            {
                 tracing::debug!(%error, "the tenant's addons were not read");
             }
+            observed.preflight = preflight::observe(client, &memory.preflight, &observed).await;
         }
     }
     Ok(Some((observed, keyring)))

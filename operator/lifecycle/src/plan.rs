@@ -21,6 +21,7 @@ use crate::object::{Kind, Object, Reference};
 use crate::observed::{Observed, Pod};
 use crate::revision::{self, Choice};
 use crate::rollout;
+use crate::upgrade::preflight;
 use crate::validated::{Problem, validate};
 
 /// What to do, in waves: everything of a wave may run at once, the next begins when it succeeded.
@@ -126,7 +127,7 @@ pub fn addon_outline(observed: &Observed) -> Option<Outline> {
 fn wake(observed: &Observed, after: SignedDuration) -> Option<Timestamp> {
     let next = observed.now.checked_add(after).ok()?;
     let due = key_material::horizon(observed).map(|(due, _)| due).filter(|due| *due > observed.now);
-    Some(due.map_or(next, |due| due.min(next)))
+    due.into_iter().chain(preflight::due(observed)).chain([next]).min()
 }
 
 fn finalizer(observed: &Observed) -> Vec<Action> {

@@ -20,6 +20,7 @@ use crate::key_material;
 use crate::observed::{Answer, Observed};
 use crate::plan::Plan;
 use crate::rollout::{self, Count};
+use crate::upgrade::preflight;
 use crate::validated::{Problem, data_lost};
 use crate::verdict::{Is, Verdict, conditions};
 use crate::workers::report::{self as workers, Tally};
@@ -124,6 +125,7 @@ pub fn derive(observed: &Observed, plan: &Plan, failure: Option<&Failure>) -> Te
         ),
         operation,
         pending: plan.pending.clone(),
+        preflight: preflight::shown(observed),
         history,
     }
 }
@@ -156,6 +158,7 @@ fn verdicts(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created
         workers::workers_ready(observed.workers.as_ref()),
     ];
     verdicts.extend(addons::verdicts(observed, plan.pending.is_some()));
+    verdicts.extend(preflight::verdict(observed));
     verdicts.extend(kstatus(observed, plan, failure, created));
     verdicts
 }

@@ -14,9 +14,12 @@ use crate::difference::{describe, digest};
 use crate::object::{Kind, Object, Reference};
 use crate::observed::Observed;
 
-/// Version of [`intent`] that new revisions are keyed by. Older functions stay, so that revisions keyed by them are
-/// still understood: a new hash function alone must not look like a change of intent.
-const HASH_VERSION: i64 = 1;
+/// Version of [`intent`] that a new revision is keyed by: the oldest that says all that the spec asks for. Older functions
+/// stay, so that revisions keyed by them are still understood: a new hash function alone must not look like a change of
+/// intent.
+fn hash_version(spec: &TenantClusterSpec) -> i64 {
+    if spec.control_plane.runtime_config.is_empty() { 1 } else { 2 }
+}
 
 /// Component label of stored revisions.
 const COMPONENT: &str = "revision";
@@ -53,15 +56,20 @@ pub struct Choice {
 /// Hash of the part of the spec that decides what pods run. `None` for a version of the function that is not known:
 /// a newer operator stored the revision.
 fn intent(spec: &TenantClusterSpec, hash_version: i64) -> Option<String> {
-    match hash_version {
-        1 => Some(digest(&json!({
-            "version": spec.version,
-            "apiServers": spec.control_plane.replicas,
-            "etcd": spec.etcd,
-            "network": spec.network,
-        }))),
-        _ => None,
+    let mut asked = json!({
+        "version": spec.version,
+        "apiServers": spec.control_plane.replicas,
+        "etcd": spec.etcd,
+        "network": spec.network,
+    });
+    match (hash_version, asked.as_object_mut()) {
+        (1, _) => {}
+        (2, Some(asked)) => {
+            asked.insert("runtimeConfig".into(), json!(spec.control_plane.runtime_config));
+        }
+        _ => return None,
     }
+    Some(digest(&asked))
 }
 
 /// Chooses between what is stored and what would be rendered now.
@@ -72,15 +80,17 @@ pub fn choose(observed: &Observed, fresh: Vec<Object>) -> Choice {
     let next = |number| Revision {
         number,
         id: rendering.clone(),
-        hash_version: HASH_VERSION,
-        intent: intent(spec, HASH_VERSION).unwrap_or_default(),
+        hash_version: hash_version(spec),
+        intent: intent(spec, hash_version(spec)).unwrap_or_default(),
         objects: fresh.clone(),
     };
     let Some(current) = current(observed) else {
         return Choice { revision: next(1), store: true, pending: None };
     };
     // A hash function from the future cannot be recomputed: the safe answer is "nothing new was asked for".
-    let same_intent = intent(spec, current.hash_version).is_none_or(|intent| intent == current.intent);
+    // An older one does not tell what only a newer one can say.
+    let same_intent = intent(spec, current.hash_version)
+        .is_none_or(|intent| intent == current.intent && hash_version(spec) <= current.hash_version);
     if current.id == rendering && same_intent {
         return Choice { revision: current, store: false, pending: None };
     }

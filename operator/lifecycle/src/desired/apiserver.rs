@@ -182,6 +182,7 @@ fn command(inputs: &Inputs<'_>) -> Vec<String> {
         #[cfg(feature = "next-rendering")]
         flag("event-ttl", "2h"),
     ];
+    command.extend(runtime_config(inputs));
     // Kubelets, webhooks and aggregated APIs are beyond the tunnel. It is there with the first worker and without any:
     // a pool restarts no API server.
     command.extend(
@@ -190,6 +191,16 @@ fn command(inputs: &Inputs<'_>) -> Vec<String> {
         }),
     );
     command
+}
+
+/// APIs that the tenant switches on or off. Those that the binary does not have any more are left out: it would end.
+fn runtime_config(inputs: &Inputs<'_>) -> Option<String> {
+    let asked = inputs.spec.control_plane.runtime_config.0.iter();
+    let words: Vec<String> = asked
+        .filter(|(api, _)| !inputs.release.removes.contains(api))
+        .map(|(api, served)| format!("{api}={served}"))
+        .collect();
+    (!words.is_empty()).then(|| format!("--runtime-config={}", words.join(",")))
 }
 
 /// Who may ask without credentials: probes, and those who join a cluster by token and look for its `cluster-info`.

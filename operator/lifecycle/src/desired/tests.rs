@@ -74,6 +74,7 @@ impl World {
                 },
                 etcd: EtcdRelease { version: "3.7.3".into(), image: "registry.k8s.io/etcd:3.7.3-0".into() },
                 addons: Some(addon_images()),
+                removes: Vec::new(),
             },
             platform: Platform { operator_namespace: "kaas-system".into(), ..Platform::default() },
             existing: false,

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use kaas_lifecycle::object::Kind;
+
 use crate::world::World;
 
 fn pods(world: &World) -> BTreeSet<String> {
@@ -67,6 +69,39 @@ fn pausing_is_no_change_of_intent() {
     world.settle();
     assert_eq!(pods(&world), before);
     assert!(world.cluster.status.as_ref().unwrap().pending.is_some());
+}
+
+#[test]
+fn switching_an_api_on_and_off_is_asked_for() {
+    let mut world = World::demo();
+    world.settle();
+    let of = |world: &World, component: &str| -> BTreeSet<String> {
+        world.pods.iter().filter(|pod| pod.component == component).map(|pod| pod.uid.clone()).collect()
+    };
+    let before = pods(&world);
+    let revisions = |world: &World| -> Vec<(i64, i64)> {
+        let kept = world.objects.iter().filter(|(reference, _)| reference.kind == Kind::ControllerRevision);
+        let mut kept: Vec<_> =
+            kept.map(|(_, live)| (live.count("/revision"), live.count("/data/hashVersion"))).collect();
+        kept.sort_unstable();
+        kept
+    };
+    assert_eq!(revisions(&world), [(1, 1)]);
+    world.edit(|spec| {
+        spec.control_plane.runtime_config.0.insert("resource.k8s.io/v1beta1".into(), true);
+    });
+    world.settle();
+    assert!(of(&world, "kube-apiserver").is_disjoint(&before), "API servers restart");
+    assert!(of(&world, "etcd").is_subset(&before) && of(&world, "kube-controllers").is_subset(&before));
+    assert!(world.cluster.status.as_ref().unwrap().pending.is_none());
+    assert_eq!(revisions(&world), [(1, 1), (2, 2)]);
+
+    let switched = of(&world, "kube-apiserver");
+    world.edit(|spec| spec.control_plane.runtime_config.0.clear());
+    world.settle();
+    assert!(of(&world, "kube-apiserver").is_disjoint(&switched));
+    assert!(world.cluster.status.as_ref().unwrap().pending.is_none());
+    assert_eq!(revisions(&world).last(), Some(&(3, 1)));
 }
 
 #[test]

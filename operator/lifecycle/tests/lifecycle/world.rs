@@ -103,6 +103,7 @@ pub(crate) fn release(version: &str) -> KubernetesReleaseSpec {
         },
         etcd: EtcdRelease { version: "3.7.3".into(), image: "registry.k8s.io/etcd:3.7.3-0".into() },
         addons: None,
+        removes: Vec::new(),
     }
 }
 
@@ -216,6 +217,7 @@ impl World {
             addresses: BTreeSet::from(["10.77.0.1".parse().unwrap()]),
             inside: self.serving().then(|| unshared(&self.inside)),
             addons: self.serving().then(|| self.addons()),
+            preflight: None,
             authority: self.secrets.contains_key("authority").then(|| "PEM".to_owned()),
             workers: Some(self.workers.clone()),
         }
