@@ -64,6 +64,8 @@ pub mod component {
     pub const ETCD: &str = "etcd";
     /// API servers, and their Service.
     pub const KUBE_APISERVER: &str = "kube-apiserver";
+    /// What counts the callers of APIs that go, beside an API server, in its pod.
+    pub const AUDIT_CALLERS: &str = "audit-callers";
     /// The tunnel's end beside each API server, in its pod.
     pub const KONNECTIVITY_SERVER: &str = "konnectivity-server";
     /// controller-manager and scheduler, which share a pod.

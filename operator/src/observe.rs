@@ -194,7 +194,8 @@ pub(crate) async fn observe(
             {
                 tracing::debug!(%error, "the tenant's addons were not read");
             }
-            observed.preflight = preflight::observe(client, &memory.preflight, &observed).await;
+            let look = preflight::observe(client, &memory.preflight, &observed, &pods.items, &keyring);
+            observed.preflight = look.await;
         }
     }
     Ok(Some((observed, keyring)))

@@ -103,6 +103,7 @@ fn basis<'a>(
         tenant: &observed.tenant,
         spec: &observed.cluster.spec,
         release,
+        watched: preflight::watched(&observed.cluster.spec, &observed.catalogue, &release.version),
         platform: &observed.platform,
         alone: etcd::alone(observed),
     });
@@ -256,7 +257,10 @@ fn with_certificate(observed: &Observed, mut object: Object) -> Object {
     if let (Some(renewed), Some(metadata)) =
         (renewed, object.content.pointer_mut("/spec/template/metadata").and_then(Value::as_object_mut))
     {
-        metadata.insert("annotations".into(), json!({name::RENEWED_ANNOTATION: renewed}));
+        let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+        if let Some(annotations) = annotations.as_object_mut() {
+            annotations.insert(name::RENEWED_ANNOTATION.into(), renewed);
+        }
     }
     object
 }

@@ -15,11 +15,16 @@ pub(super) fn facts(pod: &Pod) -> Facts {
         template_hash: label("controller-revision-hash").or(label("pod-template-hash")).unwrap_or_default(),
         created: metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0),
         placed: pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()),
-        ready: condition(pod, "Ready", "True").is_some(),
+        ready: is_ready(pod),
         terminating: metadata.deletion_timestamp.is_some(),
         grace: metadata.deletion_grace_period_seconds.unwrap_or_default(),
         trouble: trouble(pod),
     }
+}
+
+/// Whether its Ready condition says so.
+pub(super) fn is_ready(pod: &Pod) -> bool {
+    condition(pod, "Ready", "True").is_some()
 }
 
 fn condition<'a>(

@@ -2,18 +2,21 @@
 //! remembered for minutes: at rest nobody waits for it.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::admissionregistration::v1::{RuleWithOperations, ServiceReference};
-use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIResource, LabelSelector};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kaas_crds::KubernetesReleaseSpec;
+use kaas_crds::name::{COMPONENT_LABEL, component};
+use kaas_lifecycle::desired::CALLERS_PORT;
 use kaas_lifecycle::observed::Observed;
-use kaas_lifecycle::upgrade::preflight::facts::{Budget, Facts, Nodes, Removed, Rule, Webhook};
+use kaas_lifecycle::upgrade::preflight::facts::{Budget, Callers, Facts, Nodes, Removed, Rule, Webhook};
 use kaas_lifecycle::upgrade::preflight::{self, api};
 use kube::api::{Api, ApiResource, DynamicObject, ListParams};
 use kube::core::{GroupVersionKind, Selector};
@@ -23,7 +26,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::pod;
 use crate::cluster::{DEADLINE, within};
+use crate::keyring::Keyring;
+use crate::tenant;
 
 /// What was read is good for so long while nobody waits for it ...
 const AT_REST: Duration = Duration::from_secs(5 * 60);
@@ -33,6 +39,8 @@ const ASKED: Duration = Duration::from_secs(20);
 const NAMED: usize = 3;
 /// A page of what may be many.
 const PAGE: u32 = 500;
+/// A process beside an API server answers at once, or is not there.
+const CALLERS: Duration = Duration::from_secs(3);
 /// Services whose endpoints are looked for: a cluster with more webhooks than that has other worries.
 const MOST_SERVICES: usize = 64;
 
@@ -66,7 +74,13 @@ impl Memory {
 
 /// What speaks against the next upgrade, as far as it is inside; `None` when there is no version to go to, or not all of it
 /// could be read. The client is of an API that answers.
-pub(super) async fn observe(client: Option<&Client>, memory: &Memory, observed: &Observed) -> Option<Facts> {
+pub(super) async fn observe(
+    client: Option<&Client>,
+    memory: &Memory,
+    observed: &Observed,
+    pods: &[Pod],
+    keyring: &Keyring,
+) -> Option<Facts> {
     let Some(target) = preflight::target(observed) else {
         memory.keep(None);
         return None;
@@ -77,7 +91,11 @@ pub(super) async fn observe(client: Option<&Client>, memory: &Memory, observed: 
     }
     // While its API does not answer, what was seen a moment ago stands.
     let read = within(DEADLINE, read(client?, target)).await;
-    let facts = read.inspect_err(|error| tracing::debug!(%error, "nothing was read for the preflight")).ok();
+    let mut facts =
+        read.inspect_err(|error| tracing::debug!(%error, "nothing was read for the preflight")).ok();
+    if let Some(facts) = facts.as_mut().filter(|facts| !facts.removed.is_empty()) {
+        facts.callers = callers(pods, keyring).await;
+    }
     let target = target.version.clone();
     memory.keep(Some(Look { at: Instant::now(), target, facts: facts.clone() }));
     facts
@@ -303,6 +321,37 @@ async fn removed(client: &Client, target: &KubernetesReleaseSpec) -> Result<Vec<
     Ok(found)
 }
 
+/// Who called, as all API servers that have clients saw it together; `None` when one of them was not heard.
+async fn callers(pods: &[Pod], keyring: &Keyring) -> Option<Callers> {
+    let servers = pods.iter().filter(|pod| {
+        pod.labels().get(COMPONENT_LABEL).map(String::as_str) == Some(component::KUBE_APISERVER)
+            && pod::is_ready(pod)
+            && pod.metadata.deletion_timestamp.is_none()
+    });
+    let mut together: Option<Callers> = None;
+    for server in servers {
+        let watches = server.spec.iter().flat_map(|spec| &spec.containers);
+        if !watches.into_iter().any(|container| container.name == component::AUDIT_CALLERS) {
+            return None;
+        }
+        let address: IpAddr = server.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
+        let url = format!("https://{}", SocketAddr::new(address, CALLERS_PORT));
+        let request = http::Request::get("/callers").body(Vec::new()).ok()?;
+        let asking = async { tenant::beside(&url, keyring)?.request::<Callers>(request).await.ok() };
+        let heard = tokio::time::timeout(CALLERS, asking).await.ok().flatten()?;
+        together = Some(match together {
+            Some(mut all) => {
+                all.since = all.since.max(heard.since);
+                all.watched.retain(|api| heard.watched.contains(api));
+                all.seen.extend(heard.seen);
+                all
+            }
+            None => heard,
+        });
+    }
+    together
+}
+
 /// How many objects of a resource are stored: one is read, and how many more there are is told.
 async fn count(client: &Client, api: &str, resource: &APIResource) -> Result<u64, kube::Error> {
     if !resource.verbs.iter().any(|verb| verb == "list") {
@@ -316,3 +365,6 @@ async fn count(client: &Client, api: &str, resource: &APIResource) -> Result<u64
     let more = page.metadata.remaining_item_count.and_then(|count| u64::try_from(count).ok());
     Ok(more.unwrap_or_default().saturating_add(page.items.len() as u64))
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ use kaas_crds::name::component::{ETCD, KUBE_APISERVER, KUBE_CONTROLLERS};
 use serde_json::{Value, json};
 
 use super::addons::AGENT_PORT;
+use super::audit::{Audit, CALLERS_PORT};
 use super::etcd::{CLIENT_PORT, PEER_PORT};
 use super::tunnel::Tunnel;
 use super::{Inputs, selector};
@@ -21,11 +22,11 @@ const NODE_LOCAL_DNS: &str = "169.254.20.10/32";
 /// All policies of the namespace.
 pub(super) fn policies(inputs: &Inputs<'_>) -> Vec<Object> {
     let operator = &inputs.platform.operator_namespace;
-    let mut etcd_clients = vec![pods(ETCD), pods(KUBE_APISERVER)];
     // An empty name must not become a peer that selects more than meant.
-    if !operator.is_empty() {
-        etcd_clients.push(json!({"namespaceSelector": {"matchLabels": {NAMESPACE_NAME_LABEL: operator}}}));
-    }
+    let operator = (!operator.is_empty())
+        .then(|| json!({"namespaceSelector": {"matchLabels": {NAMESPACE_NAME_LABEL: operator}}}));
+    let mut etcd_clients = vec![pods(ETCD), pods(KUBE_APISERVER)];
+    etcd_clients.extend(operator.clone());
     // Beside the API agents of workers come in, from anywhere too. The tunnel's servers ask the API whose a token is:
     // any API server that is ready, as their own is not when they start.
     let mut entrances = vec![tcp(PORT)];
@@ -33,6 +34,11 @@ pub(super) fn policies(inputs: &Inputs<'_>) -> Vec<Object> {
     if Tunnel::of(inputs).is_some() {
         entrances.push(tcp(AGENT_PORT));
         apiserver_egress.push(json!({"to": [pods(KUBE_APISERVER)], "ports": [tcp(PORT)]}));
+    }
+    // It is the endpoint: clients, workers and the operator come from anywhere and show who they are.
+    let mut apiserver_ingress = vec![json!({"ports": entrances})];
+    if let (Some(_), Some(operator)) = (Audit::of(inputs), operator) {
+        apiserver_ingress.push(json!({"from": [operator], "ports": [tcp(CALLERS_PORT)]}));
     }
     vec![
         policy(
@@ -65,8 +71,7 @@ pub(super) fn policies(inputs: &Inputs<'_>) -> Vec<Object> {
             json!({
                 "podSelector": {"matchLabels": selector(KUBE_APISERVER)},
                 "policyTypes": ["Ingress", "Egress"],
-                // It is the endpoint: clients, workers and the operator come from anywhere and show who they are.
-                "ingress": [{"ports": entrances}],
+                "ingress": apiserver_ingress,
                 "egress": apiserver_egress,
             }),
         ),

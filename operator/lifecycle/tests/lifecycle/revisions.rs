@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use kaas_lifecycle::object::Kind;
 
-use crate::world::World;
+use crate::world::{World, release};
 
 fn pods(world: &World) -> BTreeSet<String> {
     world.pods.iter().map(|pod| pod.uid.clone()).collect()
@@ -102,6 +102,28 @@ fn switching_an_api_on_and_off_is_asked_for() {
     assert!(of(&world, "kube-apiserver").is_disjoint(&switched));
     assert!(world.cluster.status.as_ref().unwrap().pending.is_none());
     assert_eq!(revisions(&world).last(), Some(&(3, 1)));
+}
+
+#[test]
+fn a_catalogue_that_learns_what_goes_restarts_nothing_unasked() {
+    let mut world = World::demo();
+    world.platform.operator_image = "operator:1".into();
+    world.edit(|spec| {
+        spec.control_plane.runtime_config.0.insert("resource.k8s.io/v1beta1".into(), true);
+    });
+    world.settle();
+    let before = pods(&world);
+    let mut next = release("v1.38.0");
+    next.removes = vec!["resource.k8s.io/v1beta1".into()];
+    world.catalogue.insert("v1.38.0".into(), next);
+    world.settle();
+    assert_eq!(pods(&world), before);
+    let pending = world.cluster.status.as_ref().unwrap().pending.clone().unwrap();
+    assert!(pending.summary.contains("audit"), "{}", pending.summary);
+    world.edit(|spec| spec.accept_revision = Some(pending.revision));
+    world.settle();
+    assert!(world.cluster.status.as_ref().unwrap().pending.is_none());
+    assert_ne!(pods(&world), before);
 }
 
 #[test]
