@@ -25,6 +25,8 @@ pub enum ConditionType {
     CertificatesValid,
     /// What runs is what would be rendered now.
     UpToDate,
+    /// Nothing speaks against an upgrade to the next version.
+    UpgradePossible,
     /// kstatus: the operator is at work.
     Reconciling,
     /// kstatus: the operator cannot go on without somebody's help.
@@ -33,7 +35,7 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// All of them.
-    pub const ALL: [ConditionType; 11] = [
+    pub const ALL: [ConditionType; 12] = [
         ConditionType::Ready,
         ConditionType::ControlPlaneAvailable,
         ConditionType::EtcdHealthy,
@@ -43,6 +45,7 @@ impl ConditionType {
         ConditionType::TunnelHealthy,
         ConditionType::CertificatesValid,
         ConditionType::UpToDate,
+        ConditionType::UpgradePossible,
         ConditionType::Reconciling,
         ConditionType::Stalled,
     ];
@@ -179,6 +182,30 @@ reasons! {
     MaintenanceInvalid,
     /// Work that was asked for begins with the next maintenance window.
     WaitingForWindow,
+    /// Nothing was found that speaks against an upgrade.
+    PreflightPassed,
+    /// A learner has not become a member of etcd yet.
+    LearnerWaiting,
+    /// The data of etcd comes near its quota.
+    SpaceShort,
+    /// A kubelet is older than the next version may have.
+    KubeletTooOld,
+    /// A kubelet is newer than the next version.
+    KubeletTooNew,
+    /// A PodDisruptionBudget never lets a pod go.
+    BudgetBlocksDrain,
+    /// A webhook that must answer has nobody who could.
+    WebhookUnavailable,
+    /// A webhook that must answer is asked about what an upgrade itself writes.
+    WebhookInTheWay,
+    /// An API is served that the next version does not have.
+    ApiRemoved,
+    /// Somebody calls an API that the next version does not have.
+    RemovedApiCalled,
+    /// Nobody knows who calls an API that the next version does not have.
+    CallersUnknown,
+    /// Objects are stored that the next version has no API for.
+    ObjectsUnreachable,
     /// Networks of the cluster overlap those of the management cluster.
     NetworkOverlap,
     /// Machines outside the management cluster cannot reach the endpoint.

@@ -26,6 +26,9 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("!has(oldSelf.spec.addons) || has(self.spec.addons)").message(
         "spec.addons: what a release says never changes; add another KubernetesRelease"
     ),
+    validation = Rule::new("!has(oldSelf.spec.removes) || has(self.spec.removes)").message(
+        "spec.removes: what a release says never changes; add another KubernetesRelease"
+    ),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct KubernetesReleaseSpec {
@@ -49,6 +52,19 @@ pub struct KubernetesReleaseSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("spec.addons: what a release says never changes; add another KubernetesRelease"))]
     pub addons: Option<AddonImages>,
+
+    /// APIs that the minor version before still had: a group and a version, and perhaps a resource, for example
+    /// `networking.k8s.io/v1beta1` or `networking.k8s.io/v1beta1/ipaddresses`. Whoever uses them is told before an upgrade.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Atomic,
+        validation = Rule::new("self == oldSelf").message("spec.removes: what a release says never changes; add another KubernetesRelease"),
+        validation = Rule::new("self.all(api, api.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/v[0-9]+((alpha|beta)[0-9]+)?(/[a-z]+)?$'))").message(
+            "spec.removes: each must be a group and a version, and perhaps a resource, for example networking.k8s.io/v1beta1/ipaddresses"
+        )
+    )]
+    pub removes: Vec<String>,
 }
 
 /// Images of the control plane.

@@ -6,6 +6,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::preflight::Preflight;
+
 /// Longest list of finished operations kept in status.
 pub const HISTORY_LIMIT: usize = 10;
 
@@ -57,6 +59,10 @@ pub struct TenantClusterStatus {
     /// What a newer operator would render differently, and has not done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<Pending>,
+
+    /// What speaks against the next upgrade; unset while the catalogue has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preflight: Option<Preflight>,
 
     /// Finished operations, newest first, at most ten.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

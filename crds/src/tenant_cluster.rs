@@ -11,6 +11,7 @@ use crate::addons::Addons;
 use crate::maintenance::Maintenance;
 use crate::period::Period;
 use crate::quantity::Quantity;
+use crate::runtime_config::RuntimeConfig;
 use crate::status::TenantClusterStatus;
 
 /// A Kubernetes cluster whose control plane runs as pods of the management cluster.
@@ -69,7 +70,7 @@ pub struct TenantClusterSpec {
     #[serde(default)]
     pub addons: Addons,
 
-    /// How an upgrade to the next minor version goes.
+    /// How an upgrade to another version goes.
     #[serde(default)]
     pub upgrade: Upgrade,
 
@@ -88,8 +89,9 @@ pub struct TenantClusterSpec {
     pub accept_revision: Option<String>,
 }
 
-/// How an upgrade to the next minor version goes: new binaries emulate the old version first.
+/// How an upgrade to another version goes. On the way to the next minor version new binaries emulate the old one first.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Upgrade {
     /// When the new binaries begin to serve their own version; until then the way back is a mere roll.
     #[serde(default)]
@@ -101,6 +103,12 @@ pub struct Upgrade {
         "\"spec.upgrade.soak: '\" + self + \"' must be a number and a unit of at most 168h, for example 90s, 10m or 2h\"".into()
     )))]
     pub soak: Period,
+
+    /// Findings of `status.preflight`, by `id`, in spite of which an upgrade begins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 253)))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub ignore: Vec<String>,
 }
 
 /// When new binaries begin to serve their own version.
@@ -119,7 +127,7 @@ fn default_soak() -> Period {
 
 impl Default for Upgrade {
     fn default() -> Self {
-        Upgrade { finalize: Finalize::default(), soak: default_soak() }
+        Upgrade { finalize: Finalize::default(), soak: default_soak(), ignore: Vec::new() }
     }
 }
 
@@ -135,6 +143,11 @@ pub struct ControlPlane {
     /// How clients reach the API.
     #[serde(default)]
     pub endpoint: Endpoint,
+
+    /// Alpha and beta APIs that are served, or are not, by group and version: `{networking.k8s.io/v1beta1: true}`. What the
+    /// version that runs does not have any more is left out. A change restarts the API servers, one after the other.
+    #[serde(default, skip_serializing_if = "RuntimeConfig::is_empty")]
+    pub runtime_config: RuntimeConfig,
 }
 
 fn default_api_servers() -> i32 {
@@ -143,7 +156,11 @@ fn default_api_servers() -> i32 {
 
 impl Default for ControlPlane {
     fn default() -> Self {
-        ControlPlane { replicas: default_api_servers(), endpoint: Endpoint::default() }
+        ControlPlane {
+            replicas: default_api_servers(),
+            endpoint: Endpoint::default(),
+            runtime_config: RuntimeConfig::default(),
+        }
     }
 }
 

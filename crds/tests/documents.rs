@@ -40,7 +40,11 @@ fn cluster() -> Value {
         },
         "spec": {
             "version": "v1.37.1",
-            "controlPlane": {"replicas": 2, "endpoint": {"type": "NodePort", "nodePort": {"port": 30443}}},
+            "controlPlane": {
+                "replicas": 2, "endpoint": {"type": "NodePort", "nodePort": {"port": 30443}},
+                "runtimeConfig": {"networking.k8s.io/v1beta1": true},
+            },
+            "upgrade": {"ignore": ["BudgetBlocksDrain/default/web"]},
             "etcd": {"replicas": 3, "storage": {"persistent": {"size": "8Gi", "storageClassName": "fast"}, "ephemeral": {}}},
             "network": {"podCIDR": "100.96.0.0/16", "serviceCIDR": "100.64.0.0/16", "domain": "cluster.local"},
             "addons": {
@@ -69,6 +73,10 @@ fn cluster() -> Value {
             }],
             "operation": operation,
             "pending": {"revision": "7eca6913821b29ca", "summary": "one line"},
+            "preflight": {"target": "v1.38.0", "more": 1, "findings": [{
+                "id": "SpaceShort", "severity": "Warning", "message": "a", "evidence": "b", "owner": "Tenant", "fix": "c",
+                "ignored": true,
+            }]},
             "history": [{
                 "type": "Create", "version": "v1.37.1", "startedAt": "2026-06-01T00:00:00Z",
                 "endedAt": "2026-06-01T00:00:05Z", "result": "Succeeded",
@@ -105,6 +113,7 @@ fn release() -> Value {
                 "pause": "registry.k8s.io/pause:3.10.2",
                 "worker": "ghcr.io/kaas-dev/kaas-worker:v1.37.1",
             },
+            "removes": ["networking.k8s.io/v1beta1/ipaddresses"],
         },
         "status": {"usedBy": ["team-a/blue"], "users": 1, "summary": "1: team-a/blue"},
     })

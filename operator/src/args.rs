@@ -31,6 +31,10 @@ pub struct Args {
     #[arg(long, env = "KAAS_REGISTRY", default_value = "", value_parser = registry)]
     pub registry: String,
 
+    /// The image of this program, whole, which also runs beside API servers to count callers of APIs that go. Empty: it does not.
+    #[arg(long, env = "KAAS_IMAGE", default_value = "")]
+    pub image: String,
+
     /// Address or DNS name under which tenants reach NodePorts. Empty: endpoints of type NodePort are not offered.
     #[arg(long, env = "KAAS_NODE_PORT_HOST", default_value = "", value_parser = host)]
     pub node_port_host: String,
@@ -146,6 +150,7 @@ impl TryFrom<Args> for Settings {
                 node_port_host: args.node_port_host,
                 priority_class: args.priority_class,
                 operator_namespace: args.namespace,
+                operator_image: args.image,
             },
             identity: args.identity,
             listen: args.listen,

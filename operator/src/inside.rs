@@ -29,6 +29,7 @@ use crate::class::{Class, classify};
 use crate::cluster::{self, within};
 use crate::leader::Gate;
 use crate::metrics::Metrics;
+use crate::observe::preflight;
 
 /// A look at everything is good for so long: a little less than the pause between two reconciles of a tenant at rest, so
 /// that each of them looks.
@@ -47,7 +48,11 @@ const RETRY_SOON: Duration = Duration::from_secs(5);
 
 /// What is remembered of the inside of one tenant.
 #[derive(Default)]
-pub(crate) struct Memory(Mutex<State>);
+pub(crate) struct Memory {
+    state: Mutex<State>,
+    /// What was read for the next upgrade.
+    pub(crate) preflight: preflight::Memory,
+}
 
 #[derive(Default)]
 struct State {
@@ -68,7 +73,7 @@ struct State {
 impl Memory {
     fn state(&self) -> MutexGuard<'_, State> {
         // Whatever is lost here is read again.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_kept(&self, wanted: &str) -> bool {

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod args;
+pub mod callers;
 pub mod class;
 pub mod client;
 mod cluster;

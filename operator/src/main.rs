@@ -9,9 +9,9 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use kaas_operator::args::{Args, Settings};
-use kaas_operator::{client, run, telemetry};
+use kaas_operator::{callers, client, run, telemetry};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -30,14 +30,40 @@ const END: Duration = Duration::from_millis(200);
 
 type Failure = Box<dyn std::error::Error>;
 
+/// What the process is.
+#[derive(Parser)]
+#[command(
+    name = "kaas-operator",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+struct Invocation {
+    #[command(subcommand)]
+    mode: Option<Mode>,
+    #[command(flatten)]
+    operator: Option<Args>,
+}
+
+/// What it can be besides the operator.
+#[derive(Subcommand)]
+enum Mode {
+    /// Counts who calls APIs that the next version does not have, beside one API server.
+    AuditCallers(callers::Args),
+}
+
 fn main() -> ExitCode {
-    let args = Args::parse();
-    if let Err(failure) = telemetry::init(args.log_format, &args.log) {
+    let invocation = Invocation::parse();
+    let (format, filter) = match &invocation.operator {
+        Some(args) => (args.log_format, args.log.as_str()),
+        None => (telemetry::Format::Json, "info"),
+    };
+    if let Err(failure) = telemetry::init(format, filter) {
         // There is no log to write to, and nowhere to report that standard error is closed.
         let _ = writeln!(std::io::stderr(), "error: {failure}");
         return ExitCode::FAILURE;
     }
-    match start(args) {
+    match start(invocation) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tracing::error!("{failure}");
@@ -46,21 +72,35 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(args: Args) -> Result<(), Failure> {
-    let settings = Settings::try_from(args)?;
+fn start(invocation: Invocation) -> Result<(), Failure> {
     // kube takes the process's provider; without one it would panic at its first connection.
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| "rustls already has another cryptography provider")?;
-    let runtime = runtime()?;
-    let outcome = runtime.block_on(async {
-        let shutdown = terminated()?;
-        let client = client::connect().await?;
-        run::run(settings, client, shutdown).await?;
-        Ok(())
-    });
+    let (runtime, outcome) = match (invocation.mode, invocation.operator) {
+        (Some(Mode::AuditCallers(args)), _) => {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            let outcome =
+                runtime.block_on(async { callers::run(args, terminated()?).await.map_err(Failure::from) });
+            (runtime, outcome)
+        }
+        (None, Some(args)) => {
+            let settings = Settings::try_from(args)?;
+            let runtime = runtime()?;
+            let outcome = runtime.block_on(operate(settings));
+            (runtime, outcome)
+        }
+        (None, None) => return Err("say what to do: --help".into()),
+    };
     runtime.shutdown_timeout(END);
     outcome
+}
+
+async fn operate(settings: Settings) -> Result<(), Failure> {
+    let shutdown = terminated()?;
+    let client = client::connect().await?;
+    run::run(settings, client, shutdown).await?;
+    Ok(())
 }
 
 fn runtime() -> std::io::Result<Runtime> {

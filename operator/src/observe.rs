@@ -31,6 +31,7 @@ use crate::workers::fleet::Fleet;
 
 mod etcd;
 mod pod;
+pub(crate) mod preflight;
 mod secret;
 
 /// A read that failed.
@@ -130,6 +131,7 @@ pub(crate) async fn observe(
         addresses: BTreeSet::new(),
         inside: None,
         addons: None,
+        preflight: None,
         authority: None,
         workers: sources.fleet.tally(namespace, cluster, &tenant.uid),
         tenant,
@@ -190,12 +192,15 @@ pub(crate) async fn observe(
         if let Some(endpoint) = endpoint::endpoint(&observed) {
             observed.addresses = resolve(&endpoint.host, endpoint.port).await;
         }
-        let tenant = sources.tenants.inside(&observed, &keyring).filter(|_| observed.inside.is_some());
-        if let Some((client, memory)) = tenant {
-            let reading = inside::observe(&client, &memory, &mut observed);
-            if let Err(error) = within(DEADLINE, reading).await {
+        if let Some((client, memory)) = sources.tenants.inside(&observed, &keyring) {
+            let client = observed.inside.is_some().then_some(&client);
+            if let Some(client) = client
+                && let Err(error) = within(DEADLINE, inside::observe(client, &memory, &mut observed)).await
+            {
                 tracing::debug!(%error, "the tenant's addons were not read");
             }
+            let look = preflight::observe(client, &memory.preflight, &observed, &pods.items, &keyring);
+            observed.preflight = look.await;
         }
     }
     Ok(Some((observed, keyring)))

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use jiff::Timestamp;
+use kaas_crds::name::component;
 use kaas_lifecycle::action::Authority;
 use kaas_lifecycle::endpoint;
 use kaas_lifecycle::key_material::OPERATOR_SECRET;
@@ -261,6 +262,16 @@ impl Tenants {
     pub(crate) fn forget(&self, uid: &str) {
         locked(&self.entries).remove(uid);
     }
+}
+
+/// A client of something else that has an API server's certificate and knows the operator by its own.
+pub(crate) fn beside(server: &str, keyring: &Keyring) -> Option<kube::Client> {
+    let certificate = keyring.get(OPERATOR_SECRET, "api.crt")?;
+    let key = keyring.get(OPERATOR_SECRET, "api.key")?;
+    let authority = keyring.authority_certificate(Authority::Cluster)?;
+    let mut config = configure(server, authority, certificate, key)?;
+    config.tls_server_name = Some(component::KUBE_APISERVER.into());
+    connect(config)
 }
 
 fn configure(server: &str, authority: &str, certificate: &str, key: &str) -> Option<kube::Config> {

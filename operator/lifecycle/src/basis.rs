@@ -9,6 +9,7 @@ use crate::desired::{self, Inputs};
 use crate::etcd;
 use crate::observed::Observed;
 use crate::revision::{self, Choice, Revision};
+use crate::upgrade::preflight;
 use crate::upgrade::stage::Stage;
 use crate::upgrade::step::{self, Step};
 
@@ -60,6 +61,7 @@ fn inputs<'a>(observed: &'a Observed, current: Option<&Revision>, stage: &Stage)
         spec: &observed.cluster.spec,
         release,
         emulated,
+        watched: preflight::watched(&observed.cluster.spec, &observed.catalogue, stage.serves()),
         etcd_image: etcd_image(observed, current, release),
         canary: false,
         platform: &observed.platform,

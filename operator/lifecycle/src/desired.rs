@@ -11,6 +11,7 @@
 
 mod addons;
 mod apiserver;
+mod audit;
 mod controllers;
 mod etcd;
 mod inside;
@@ -21,7 +22,7 @@ pub mod reach;
 mod tests;
 mod tunnel;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kaas_crds::name::{COMPONENT_LABEL, MANAGED_BY, MANAGED_BY_LABEL};
 use kaas_crds::{KubernetesReleaseSpec, TenantClusterSpec};
@@ -32,6 +33,7 @@ pub use self::addons::{
     SERVER_USER, Settings, addon_references, addons, dns_address, early_network, fill, is_addon,
     kubelet_configuration, ours, revised, unwanted_addons,
 };
+pub use self::audit::CALLERS_PORT;
 pub(crate) use self::etcd::etcd_lone_host;
 pub use self::etcd::{
     EtcdBootstrap, EtcdIdentity, SEVERAL_ELECTION_TIMEOUT, etcd_client_url, etcd_member_name, etcd_peer_url,
@@ -60,6 +62,8 @@ pub struct Inputs<'a> {
     pub etcd_image: String,
     /// Whether one API server proves the next stage of an upgrade.
     pub canary: bool,
+    /// APIs whose callers are to be known, see [`crate::upgrade::preflight::watched`].
+    pub watched: BTreeSet<String>,
     /// What the platform sets for all tenants.
     pub platform: &'a Platform,
     /// Whether etcd has, and always had, but one member: its timings follow.

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::object::{Kind, Reference};
 use crate::tenant::{Platform, Tenant};
 use crate::upgrade::canary::Trial;
+use crate::upgrade::preflight::Facts;
 use crate::workers::report::Tally;
 
 /// Everything known about one tenant cluster at one moment.
@@ -52,6 +53,8 @@ pub struct Observed {
     pub inside: Option<BTreeMap<Reference, Live>>,
     /// What is kept inside the tenant for its workers; `None` when it was not looked at.
     pub addons: Option<Addons>,
+    /// What was seen inside the tenant for the next upgrade; `None` when there is none, or it was not looked at.
+    pub preflight: Option<Facts>,
     /// Certificate of the cluster's authority, PEM; `None` while there is none.
     pub authority: Option<String>,
     /// Its workers; `None` when they were not read.
@@ -205,6 +208,10 @@ pub struct Member {
     pub healthy: bool,
     /// Raft index it has applied, when it answered.
     pub applied: u64,
+    /// Bytes that its data takes, when it answered.
+    pub size: i64,
+    /// Bytes that its data may take, when it answered.
+    pub quota: i64,
 }
 
 /// The last requests through the endpoint.

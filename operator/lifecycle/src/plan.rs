@@ -22,6 +22,7 @@ use crate::observed::{Observed, Pod};
 use crate::revision::{self, Choice};
 use crate::rollout;
 use crate::upgrade::canary::{self, RENDERING_ANNOTATION};
+use crate::upgrade::preflight;
 use crate::upgrade::step::Progress;
 use crate::validated::{Problem, validate};
 
@@ -133,7 +134,7 @@ pub fn addon_outline(observed: &Observed) -> Option<Outline> {
 fn wake(observed: &Observed, after: SignedDuration) -> Option<Timestamp> {
     let next = observed.now.checked_add(after).ok()?;
     let due = key_material::horizon(observed).map(|(due, _)| due).filter(|due| *due > observed.now);
-    Some(due.map_or(next, |due| due.min(next)))
+    due.into_iter().chain(preflight::due(observed)).chain([next]).min()
 }
 
 fn finalizer(observed: &Observed) -> Vec<Action> {
@@ -268,7 +269,10 @@ fn with_certificate(observed: &Observed, mut object: Object) -> Object {
     if let (Some(renewed), Some(metadata)) =
         (renewed, object.content.pointer_mut("/spec/template/metadata").and_then(Value::as_object_mut))
     {
-        metadata.insert("annotations".into(), json!({name::RENEWED_ANNOTATION: renewed}));
+        let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+        if let Some(annotations) = annotations.as_object_mut() {
+            annotations.insert(name::RENEWED_ANNOTATION.into(), renewed);
+        }
     }
     object
 }

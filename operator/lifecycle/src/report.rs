@@ -21,6 +21,7 @@ use crate::observed::{Answer, Observed, Vigil};
 use crate::plan::Plan;
 use crate::revision;
 use crate::rollout::{self, Count};
+use crate::upgrade::preflight;
 use crate::upgrade::step::Progress;
 use crate::validated::{Problem, data_lost};
 use crate::verdict::{Is, Verdict, conditions};
@@ -128,6 +129,7 @@ pub fn derive(observed: &Observed, plan: &Plan, failure: Option<&Failure>) -> Te
         ),
         operation,
         pending: plan.pending.clone(),
+        preflight: preflight::shown(observed),
         history,
     }
 }
@@ -210,6 +212,7 @@ fn verdicts(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created
         workers::workers_ready(observed.workers.as_ref()),
     ];
     verdicts.extend(addons::verdicts(observed, plan.pending.is_some()));
+    verdicts.extend(preflight::verdict(observed));
     verdicts.extend(kstatus(observed, plan, failure, created));
     verdicts
 }

@@ -18,9 +18,12 @@ use crate::object::{Kind, Object, Reference};
 use crate::observed::{Live, Observed};
 use crate::upgrade::stage::{Record, Stage};
 
-/// Version of [`intent`] that new revisions are keyed by. Older functions stay, so that revisions keyed by them are
-/// still understood: a new hash function alone must not look like a change of intent.
-const HASH_VERSION: i64 = 1;
+/// Version of [`intent`] that a new revision is keyed by: the oldest that says all that the spec asks for. Older functions
+/// stay, so that revisions keyed by them are still understood: a new hash function alone must not look like a change of
+/// intent.
+fn hash_version(spec: &TenantClusterSpec) -> i64 {
+    if spec.control_plane.runtime_config.is_empty() { 1 } else { 2 }
+}
 
 /// Annotation of stored revisions with their [`Record`]. It may change, unlike what is rendered.
 const RECORD_ANNOTATION: &str = "kaas.dev/upgrade";
@@ -62,15 +65,20 @@ pub struct Choice {
 /// Hash of the part of the spec that decides what pods run, at this version. `None` for a version of the function that
 /// is not known: a newer operator stored the revision.
 fn intent(spec: &TenantClusterSpec, version: &str, hash_version: i64) -> Option<String> {
-    match hash_version {
-        1 => Some(digest(&json!({
-            "version": version,
-            "apiServers": spec.control_plane.replicas,
-            "etcd": spec.etcd,
-            "network": spec.network,
-        }))),
-        _ => None,
+    let mut asked = json!({
+        "version": version,
+        "apiServers": spec.control_plane.replicas,
+        "etcd": spec.etcd,
+        "network": spec.network,
+    });
+    match (hash_version, asked.as_object_mut()) {
+        (1, _) => {}
+        (2, Some(asked)) => {
+            asked.insert("runtimeConfig".into(), json!(spec.control_plane.runtime_config));
+        }
+        _ => return None,
     }
+    Some(digest(&asked))
 }
 
 /// Chooses between what is stored and what would be rendered now, at the same stage.
@@ -98,7 +106,8 @@ pub fn choose(observed: &Observed, fresh: Vec<Object>) -> Choice {
 }
 
 /// Whether the spec asks for nothing new, but perhaps for another version: that is not done in one step. A hash function
-/// from the future cannot be recomputed: the safe answer is that nothing was asked.
+/// from the future cannot be recomputed: the safe answer is that nothing was asked. An older one does not tell what only
+/// a newer one can say.
 fn nothing_asked(spec: &TenantClusterSpec, current: &Revision) -> bool {
     let Record { stage, refused, .. } = &current.record;
     let mut versions = [Some(&spec.version), Some(&stage.version), stage.emulates.as_ref()]
@@ -106,7 +115,8 @@ fn nothing_asked(spec: &TenantClusterSpec, current: &Revision) -> bool {
         .flatten()
         .chain(refused.iter().map(|refused| &refused.version));
     versions.any(|version| {
-        intent(spec, version, current.hash_version).is_none_or(|intent| intent == current.intent)
+        intent(spec, version, current.hash_version)
+            .is_none_or(|intent| intent == current.intent && hash_version(spec) <= current.hash_version)
     })
 }
 
@@ -117,8 +127,8 @@ pub fn made(observed: &Observed, number: i64, rendering: Vec<Object>, record: Re
     Revision {
         number,
         id: id(&objects),
-        hash_version: HASH_VERSION,
-        intent: intent(spec, &spec.version, HASH_VERSION).unwrap_or_default(),
+        hash_version: hash_version(spec),
+        intent: intent(spec, &spec.version, hash_version(spec)).unwrap_or_default(),
         objects,
         record,
     }

@@ -66,6 +66,8 @@ pub struct Platform {
     pub priority_class: String,
     /// Namespace that the operator runs in; network policies let it in.
     pub operator_namespace: String,
+    /// The operator's own image, whole; it also counts callers beside API servers. Empty: it does not.
+    pub operator_image: String,
 }
 
 impl Platform {

@@ -13,6 +13,7 @@ use crate::revision;
 pub mod canary;
 pub mod gate;
 pub mod path;
+pub mod preflight;
 pub mod stage;
 pub mod step;
 pub mod window;

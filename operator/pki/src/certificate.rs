@@ -98,7 +98,8 @@ impl Certificate {
         &self.der
     }
 
-    fn from_der(der: Vec<u8>) -> Result<Self, Error> {
+    /// Reads one certificate from its bytes.
+    pub fn from_der(der: Vec<u8>) -> Result<Self, Error> {
         let (rest, x509) =
             parse_x509_certificate(&der).map_err(|error| refuse(format!("not X.509: {error}")))?;
         if !rest.is_empty() {

@@ -85,6 +85,7 @@ impl Stage {
             addresses: BTreeSet::new(),
             inside: None,
             addons: None,
+            preflight: None,
             authority: Some(server.credential("ca.crt").unwrap()),
             workers: Some(Tally { desired: 1, left: 1, ..Tally::default() }),
         };

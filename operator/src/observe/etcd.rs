@@ -30,6 +30,8 @@ pub(super) async fn observe(tenant: &Tenant, pods: &[Pod], keyring: &Keyring) ->
         if let Some((_, answer)) = own {
             member.healthy = answer.leader != 0;
             member.applied = answer.applied;
+            member.size = answer.size;
+            member.quota = answer.quota;
         }
     }
     Some(etcd)
@@ -40,6 +42,8 @@ struct Answer {
     member_id: u64,
     leader: u64,
     applied: u64,
+    size: i64,
+    quota: i64,
     /// Empty from a learner.
     members: Vec<Member>,
     alarms: Vec<String>,
@@ -58,6 +62,8 @@ async fn ask(connection: &mut Connection) -> Option<Answer> {
         member_id: header.member_id(),
         leader: status.leader(),
         applied: status.raft_applied_index(),
+        size: status.db_size(),
+        quota: status.db_size_quota(),
         members,
         alarms,
     })
@@ -70,8 +76,7 @@ async fn membership(connection: &mut Connection) -> Option<Vec<Member>> {
         name: member.name().to_owned(),
         peer_urls: member.peer_urls().to_vec(),
         learner: member.is_learner(),
-        healthy: false,
-        applied: 0,
+        ..Member::default()
     });
     Some(members.collect())
 }

@@ -18,11 +18,16 @@ pub(super) fn facts(pod: &Pod) -> Facts {
         placed_at: condition(pod, "PodScheduled", "True")
             .and_then(|condition| condition.last_transition_time.as_ref())
             .map(|time| time.0),
-        ready: condition(pod, "Ready", "True").is_some(),
+        ready: is_ready(pod),
         terminating: metadata.deletion_timestamp.is_some(),
         grace: metadata.deletion_grace_period_seconds.unwrap_or_default(),
         trouble: trouble(pod),
     }
+}
+
+/// Whether its Ready condition says so.
+pub(super) fn is_ready(pod: &Pod) -> bool {
+    condition(pod, "Ready", "True").is_some()
 }
 
 fn condition<'a>(

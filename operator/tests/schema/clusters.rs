@@ -110,6 +110,24 @@ fn bad_specs() -> Vec<(Value, &'static [&'static str])> {
             with("addons", json!({"kubeProxy": {"enabled": "no"}})),
             &["spec.addons.kubeProxy.enabled", "boolean"],
         ),
+        (
+            with(
+                "controlPlane",
+                json!({"runtimeConfig": {"networking.k8s.io/v1beta1": true, "apps/v1": false}}),
+            ),
+            &[
+                "spec.controlPlane.runtimeConfig",
+                "'apps/v1'",
+                "alpha or beta version",
+                "networking.k8s.io/v1beta1",
+            ],
+        ),
+        (
+            with("controlPlane", json!({"runtimeConfig": {"api/beta": true}})),
+            &["'api/beta'", "alpha or beta"],
+        ),
+        (with("controlPlane", json!({"runtimeConfig": {"a.io/v1beta1": "yes"}})), &["boolean"]),
+        (with("upgrade", json!({"ignore": [""]})), &["spec.upgrade.ignore[0]", "at least 1"]),
         (window("days", json!(["Saturday"])), &["spec.maintenance.windows[0].days[0]", "Saturday", "Sat"]),
         (
             window("start", json!("2:00")),
@@ -166,6 +184,8 @@ fn good_specs() -> Vec<Value> {
         json!({"version": "v1.37.1", "addons": {"kubeProxy": {"enabled": false}, "cni": {"none": {}}}}),
         json!({"version": "v1.37.1", "addons": {"coreDNS": {}, "cni": {"flannel": {}, "none": null}}}),
         json!({"version": "v1.37.1", "maintenance": {}}),
+        json!({"version": "v1.37.1", "controlPlane": {"runtimeConfig": {"networking.k8s.io/v1beta1": true, "batch/v2alpha1": false}}}),
+        json!({"version": "v1.37.1", "upgrade": {"ignore": ["BudgetBlocksDrain/default/web"]}}),
         json!({"version": "v1.37.1", "maintenance": {
             "windows": [
                 {"days": ["Sat", "Sun"], "start": "02:00", "duration": "4h", "timeZone": "Asia/Tokyo"},
@@ -353,6 +373,7 @@ impl Judge {
             ("/etcd/version", "spec.etcd"),
             ("/images/kubeScheduler", "spec.images"),
             ("/addons/kubeProxy", "spec.addons"),
+            ("/removes/0", "spec.removes"),
         ] {
             let mut changed = spec.clone();
             *changed.pointer_mut(pointer).unwrap() = json!("something-else");

@@ -57,10 +57,14 @@ fn write_kind(page: &mut String, crd: &Crd) -> std::fmt::Result {
     }
     writeln!(page, "### {} rules\n", crd.kind())?;
     writeln!(page, "| At | Rule (CEL) | Refused with |\n|---|---|---|")?;
-    for row in &rows {
-        for rule in row.schema.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten()
-        {
-            let at = if row.path.is_empty() { "the object".to_owned() } else { code(&row.path) };
+    let items = |row: &Row<'_>| {
+        let items = row.schema.get("items").and_then(Value::as_object)?.clone();
+        Some((format!("{}[]", row.path), items))
+    };
+    let places = rows.iter().flat_map(|row| [Some((row.path.clone(), row.schema.clone())), items(row)]);
+    for (path, schema) in places.flatten() {
+        for rule in schema.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten() {
+            let at = if path.is_empty() { "the object".to_owned() } else { code(&path) };
             let text = |key| rule.get(key).and_then(Value::as_str).unwrap_or_default();
             let message = match text("messageExpression") {
                 "" => text("message").to_owned(),

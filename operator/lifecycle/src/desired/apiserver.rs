@@ -5,6 +5,7 @@ use kaas_crds::name::component::{KONNECTIVITY_SERVER, KUBE_APISERVER};
 use kaas_crds::tenant_cluster::EndpointType;
 use serde_json::{Map, Value, json};
 
+use super::audit::Audit;
 use super::etcd::{budget_spec, servers};
 use super::pod::{Container, Pod, Probes, Resources, field_variable, key_file, key_mount, key_volume};
 use super::tunnel::{self, Tunnel};
@@ -71,6 +72,14 @@ pub(super) fn deployment(inputs: &Inputs<'_>) -> Object {
     };
     pod.containers.extend(tunnel.iter().map(Tunnel::container));
     pod.volumes.extend(tunnel.iter().flat_map(|_| tunnel::volumes()));
+    let audit = Audit::of(inputs);
+    pod.containers.extend(audit.iter().map(Audit::container));
+    pod.volumes.extend(audit.iter().flat_map(Audit::volumes));
+    let mut template = pod.template(inputs);
+    let metadata = template.pointer_mut("/metadata").and_then(Value::as_object_mut);
+    if let (Some(audit), Some(metadata)) = (audit, metadata) {
+        metadata.insert("annotations".into(), audit.annotations());
+    }
     inputs.object(
         Kind::Deployment,
         KUBE_APISERVER,
@@ -82,7 +91,7 @@ pub(super) fn deployment(inputs: &Inputs<'_>) -> Object {
             "selector": {"matchLabels": selector(KUBE_APISERVER)},
             // A new server is ready before an old one goes, with one replica too.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": pod.template(inputs),
+            "template": template,
         }}),
     )
 }
@@ -93,6 +102,7 @@ fn container(inputs: &Inputs<'_>) -> Container {
         json!({"name": "config", "mountPath": CONFIGURATION_DIRECTORY, "readOnly": true}),
     ];
     mounts.extend(Tunnel::of(inputs).map(|_| tunnel::socket_mount()));
+    mounts.extend(Audit::of(inputs).map(|audit| audit.mount()));
     Container {
         name: KUBE_APISERVER,
         image: inputs.platform.image(&inputs.release.images.kube_apiserver),
@@ -182,6 +192,8 @@ fn command(inputs: &Inputs<'_>) -> Vec<String> {
         #[cfg(feature = "next-rendering")]
         flag("event-ttl", "2h"),
     ];
+    command.extend(runtime_config(inputs));
+    command.extend(Audit::of(inputs).iter().flat_map(Audit::flags));
     // Kubelets, webhooks and aggregated APIs are beyond the tunnel. It is there with the first worker and without any:
     // a pool restarts no API server.
     command.extend(inputs.emulation());
@@ -191,6 +203,16 @@ fn command(inputs: &Inputs<'_>) -> Vec<String> {
         }),
     );
     command
+}
+
+/// APIs that the tenant switches on or off. Those that the binary does not have any more are left out: it would end.
+fn runtime_config(inputs: &Inputs<'_>) -> Option<String> {
+    let asked = inputs.spec.control_plane.runtime_config.0.iter();
+    let words: Vec<String> = asked
+        .filter(|(api, _)| !inputs.release.removes.contains(api))
+        .map(|(api, served)| format!("{api}={served}"))
+        .collect();
+    (!words.is_empty()).then(|| format!("--runtime-config={}", words.join(",")))
 }
 
 /// Who may ask without credentials: probes, and those who join a cluster by token and look for its `cluster-info`.

@@ -7,6 +7,7 @@ use kaas_crds::name::component::{ETCD, KUBE_APISERVER, KUBE_APISERVER_CANARY, KU
 use serde_json::{Value, json};
 
 use super::addons::AGENT_PORT;
+use super::audit::{Audit, CALLERS_PORT};
 use super::etcd::{CLIENT_PORT, PEER_PORT};
 use super::tunnel::Tunnel;
 use super::{Inputs, selector};
@@ -21,14 +22,14 @@ const NODE_LOCAL_DNS: &str = "169.254.20.10/32";
 /// All policies of the namespace.
 pub(super) fn policies(inputs: &Inputs<'_>) -> Vec<Object> {
     let operator = &inputs.platform.operator_namespace;
+    // An empty name must not become a peer that selects more than meant.
+    let operator = (!operator.is_empty())
+        .then(|| json!({"namespaceSelector": {"matchLabels": {NAMESPACE_NAME_LABEL: operator}}}));
     let mut etcd_clients = vec![pods(ETCD), pods(KUBE_APISERVER)];
     if inputs.canary {
         etcd_clients.push(pods(KUBE_APISERVER_CANARY));
     }
-    // An empty name must not become a peer that selects more than meant.
-    if !operator.is_empty() {
-        etcd_clients.push(json!({"namespaceSelector": {"matchLabels": {NAMESPACE_NAME_LABEL: operator}}}));
-    }
+    etcd_clients.extend(operator.clone());
     // Beside the API agents of workers come in, from anywhere too. The tunnel's servers ask the API whose a token is:
     // any API server that is ready, as their own is not when they start.
     let mut entrances = vec![tcp(PORT)];
@@ -38,16 +39,20 @@ pub(super) fn policies(inputs: &Inputs<'_>) -> Vec<Object> {
         apiserver_egress.push(json!({"to": [pods(KUBE_APISERVER)], "ports": [tcp(PORT)]}));
     }
     // Nobody but the operator asks it anything.
-    let canary = (inputs.canary && !operator.is_empty()).then(|| {
-        let from = json!({"namespaceSelector": {"matchLabels": {NAMESPACE_NAME_LABEL: operator}}});
+    let canary = operator.clone().filter(|_| inputs.canary).map(|operator| {
         let spec = json!({
             "podSelector": {"matchLabels": selector(KUBE_APISERVER_CANARY)},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": [from], "ports": [tcp(PORT)]}],
+            "ingress": [{"from": [operator], "ports": [tcp(PORT)]}],
             "egress": apiserver_egress.clone(),
         });
         policy(inputs, KUBE_APISERVER_CANARY, KUBE_APISERVER_CANARY, spec)
     });
+    // It is the endpoint: clients, workers and the operator come from anywhere and show who they are.
+    let mut apiserver_ingress = vec![json!({"ports": entrances})];
+    if let (Some(_), Some(operator)) = (Audit::of(inputs), operator) {
+        apiserver_ingress.push(json!({"from": [operator], "ports": [tcp(CALLERS_PORT)]}));
+    }
     let mut policies = vec![
         policy(
             inputs,
@@ -79,8 +84,7 @@ pub(super) fn policies(inputs: &Inputs<'_>) -> Vec<Object> {
             json!({
                 "podSelector": {"matchLabels": selector(KUBE_APISERVER)},
                 "policyTypes": ["Ingress", "Egress"],
-                // It is the endpoint: clients, workers and the operator come from anywhere and show who they are.
-                "ingress": [{"ports": entrances}],
+                "ingress": apiserver_ingress,
                 "egress": apiserver_egress,
             }),
         ),

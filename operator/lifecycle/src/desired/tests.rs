@@ -1,6 +1,7 @@
 //! What the builders must hold for every input, and the shapes of two typical clusters.
 
 mod addons;
+mod audit;
 mod isolation;
 mod pods;
 
@@ -27,6 +28,7 @@ struct World {
     spec: TenantClusterSpec,
     release: KubernetesReleaseSpec,
     platform: Platform,
+    watched: BTreeSet<String>,
     existing: bool,
     alone: bool,
 }
@@ -74,8 +76,10 @@ impl World {
                 },
                 etcd: EtcdRelease { version: "3.7.3".into(), image: "registry.k8s.io/etcd:3.7.3-0".into() },
                 addons: Some(addon_images()),
+                removes: Vec::new(),
             },
             platform: Platform { operator_namespace: "kaas-system".into(), ..Platform::default() },
+            watched: BTreeSet::new(),
             existing: false,
             alone: true,
         }
@@ -108,6 +112,7 @@ impl World {
             emulated: None,
             etcd_image: self.platform.image(&self.release.etcd.image),
             canary: false,
+            watched: self.watched.clone(),
             platform: &self.platform,
             alone: self.alone,
         }
@@ -168,8 +173,9 @@ fn any_world() -> impl Strategy<Value = World> {
         platform,
         any::<bool>(),
         any::<bool>(),
+        any::<bool>(),
     )
-        .prop_map(|(replicas, members, kind, port, storage, platform, existing, alone)| {
+        .prop_map(|(replicas, members, kind, port, storage, platform, existing, alone, watched)| {
             World::small().with(|world| {
                 world.spec.control_plane.replicas = replicas;
                 world.spec.etcd.replicas = members;
@@ -183,6 +189,10 @@ fn any_world() -> impl Strategy<Value = World> {
                 }
                 (world.platform.registry, world.platform.priority_class, world.platform.operator_namespace) =
                     platform;
+                if watched {
+                    world.watched = ["networking.k8s.io/v1beta1".to_owned()].into();
+                    world.platform.operator_image = "ghcr.io/kaas-dev/kaas-operator:1".into();
+                }
                 world.existing = existing;
                 world.alone = alone && members == 1;
             })

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::canary;
 use super::path::{Version, Way, way};
+use super::preflight;
 use super::window::{Admission, admission};
 use crate::etcd::{self, Health};
 use crate::observed::Observed;
@@ -159,18 +160,22 @@ pub fn next(observed: &Observed, record: &Record) -> Turn {
             return Turn::Blocked(no_way(observed, at, &why));
         }
     };
-    waiting_for_window(observed, at).or_else(|| waiting_for_health(observed)).unwrap_or(found)
+    waiting_to_begin(observed, at).or_else(|| waiting_for_health(observed)).unwrap_or(found)
 }
 
-/// An upgrade begins in a window; what has begun goes on when it closes. It begins with the canary.
-fn waiting_for_window(observed: &Observed, at: &Stage) -> Option<Turn> {
-    let begun = at.emulates.is_some() || canary::live(observed).is_some();
-    match admission(observed.cluster.spec.maintenance.as_ref(), observed.now) {
-        Admission::Closed { until, words } if !begun => {
-            Some(Turn::Wait { reason: Reason::WaitingForWindow, words, owner: Owner::Nobody, until })
-        }
-        _ => None,
+/// An upgrade begins in a window, and when nothing speaks against it; what has begun goes on. It begins with the canary.
+fn waiting_to_begin(observed: &Observed, at: &Stage) -> Option<Turn> {
+    if at.emulates.is_some() || canary::live(observed).is_some() {
+        return None;
     }
+    if let Admission::Closed { until, words } =
+        admission(observed.cluster.spec.maintenance.as_ref(), observed.now)
+    {
+        return Some(Turn::Wait { reason: Reason::WaitingForWindow, words, owner: Owner::Nobody, until });
+    }
+    let finding = preflight::blocker(observed, observed.catalogue.get(&observed.cluster.spec.version)?)?;
+    let words = format!("{}: {}; {}", finding.id(), finding.message, finding.fix);
+    Some(Turn::Wait { reason: finding.reason, words, owner: finding.owner, until: None })
 }
 
 /// The last step: binaries serve their own version.

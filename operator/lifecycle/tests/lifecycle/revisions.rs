@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::world::World;
+use kaas_lifecycle::object::Kind;
+
+use crate::world::{World, release};
 
 fn pods(world: &World) -> BTreeSet<String> {
     world.pods.iter().map(|pod| pod.uid.clone()).collect()
@@ -67,6 +69,61 @@ fn pausing_is_no_change_of_intent() {
     world.settle();
     assert_eq!(pods(&world), before);
     assert!(world.cluster.status.as_ref().unwrap().pending.is_some());
+}
+
+#[test]
+fn switching_an_api_on_and_off_is_asked_for() {
+    let mut world = World::demo();
+    world.settle();
+    let of = |world: &World, component: &str| -> BTreeSet<String> {
+        world.pods.iter().filter(|pod| pod.component == component).map(|pod| pod.uid.clone()).collect()
+    };
+    let before = pods(&world);
+    let revisions = |world: &World| -> Vec<(i64, i64)> {
+        let kept = world.objects.iter().filter(|(reference, _)| reference.kind == Kind::ControllerRevision);
+        let mut kept: Vec<_> =
+            kept.map(|(_, live)| (live.count("/revision"), live.count("/data/hashVersion"))).collect();
+        kept.sort_unstable();
+        kept
+    };
+    assert_eq!(revisions(&world), [(1, 1)]);
+    world.edit(|spec| {
+        spec.control_plane.runtime_config.0.insert("resource.k8s.io/v1beta1".into(), true);
+    });
+    world.settle();
+    assert!(of(&world, "kube-apiserver").is_disjoint(&before), "API servers restart");
+    assert!(of(&world, "etcd").is_subset(&before) && of(&world, "kube-controllers").is_subset(&before));
+    assert!(world.cluster.status.as_ref().unwrap().pending.is_none());
+    assert_eq!(revisions(&world), [(1, 1), (2, 2)]);
+
+    let switched = of(&world, "kube-apiserver");
+    world.edit(|spec| spec.control_plane.runtime_config.0.clear());
+    world.settle();
+    assert!(of(&world, "kube-apiserver").is_disjoint(&switched));
+    assert!(world.cluster.status.as_ref().unwrap().pending.is_none());
+    assert_eq!(revisions(&world).last(), Some(&(3, 1)));
+}
+
+#[test]
+fn a_catalogue_that_learns_what_goes_restarts_nothing_unasked() {
+    let mut world = World::demo();
+    world.platform.operator_image = "operator:1".into();
+    world.edit(|spec| {
+        spec.control_plane.runtime_config.0.insert("resource.k8s.io/v1beta1".into(), true);
+    });
+    world.settle();
+    let before = pods(&world);
+    let mut next = release("v1.38.0");
+    next.removes = vec!["resource.k8s.io/v1beta1".into()];
+    world.catalogue.insert("v1.38.0".into(), next);
+    world.settle();
+    assert_eq!(pods(&world), before);
+    let pending = world.cluster.status.as_ref().unwrap().pending.clone().unwrap();
+    assert!(pending.summary.contains("audit"), "{}", pending.summary);
+    world.edit(|spec| spec.accept_revision = Some(pending.revision));
+    world.settle();
+    assert!(world.cluster.status.as_ref().unwrap().pending.is_none());
+    assert_ne!(pods(&world), before);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use kaas_lifecycle::plan::{Plan, plan};
 use kaas_lifecycle::report;
 use kaas_lifecycle::tenant::{Platform, Tenant};
 use kaas_lifecycle::upgrade::canary::{self, Trial};
+use kaas_lifecycle::upgrade::preflight::{self, Facts};
 use kaas_lifecycle::workers::report::Tally;
 use serde_json::{Value, json};
 
@@ -54,6 +55,8 @@ pub(crate) struct World {
     pub(crate) cramped: bool,
     /// What an API server answers that has to prove itself.
     pub(crate) trial: Result<u32, String>,
+    /// What is inside the tenant that may speak against an upgrade.
+    pub(crate) inside_facts: Facts,
     /// What clients see.
     pub(crate) vigil: Option<Vigil>,
     /// Version of the API server that a template hash stands for.
@@ -114,6 +117,7 @@ pub(crate) fn release(version: &str) -> KubernetesReleaseSpec {
         },
         etcd: EtcdRelease { version: "3.7.3".into(), image: "registry.k8s.io/etcd:3.7.3-0".into() },
         addons: None,
+        removes: Vec::new(),
     }
 }
 
@@ -149,6 +153,7 @@ impl World {
             dead: Vec::new(),
             cramped: false,
             trial: Ok(35),
+            inside_facts: Facts::default(),
             vigil: None,
             servers: BTreeMap::new(),
             inside: BTreeMap::new(),
@@ -234,10 +239,14 @@ impl World {
             addresses: BTreeSet::from(["10.77.0.1".parse().unwrap()]),
             inside: self.serving().then(|| unshared(&self.inside)),
             addons: self.serving().then(|| self.addons()),
+            preflight: None,
             authority: self.secrets.contains_key("authority").then(|| "PEM".to_owned()),
             workers: Some(self.workers.clone()),
         };
         let pod = canary::pod(&observed).map(|pod| pod.uid.clone());
+        let target = preflight::target(&observed).map(|release| release.version.clone());
+        observed.preflight =
+            self.serving().then(|| Facts { target: target.unwrap_or_default(), ..self.inside_facts.clone() });
         observed.trial = pod.map(|pod| Trial { pod, result: self.trial.clone() });
         observed
     }

@@ -6,7 +6,7 @@ use super::super::reach::{Party, Port, allowed, receives, sends};
 use super::*;
 
 /// Ports that anything of a control plane listens on, DNS, and some that a stranger might try.
-const PORTS: [Port; 13] = [
+const PORTS: [Port; 14] = [
     Port::Tcp(22),
     Port::Tcp(53),
     Port::Udp(53),
@@ -18,6 +18,7 @@ const PORTS: [Port; 13] = [
     Port::Tcp(8132),
     Port::Tcp(8133),
     Port::Tcp(8134),
+    Port::Tcp(8448),
     Port::Tcp(10257),
     Port::Tcp(10259),
 ];
@@ -121,6 +122,14 @@ fn an_unknown_operator_opens_nothing() {
     let world = World::small().with(|world| world.platform.operator_namespace.clear());
     let without: Vec<&str> = MATRIX.lines().filter(|line| *line != "operator -> etcd: 2379").collect();
     assert_eq!(matrix(allowed, &world, &policies(&world)), without.join("\n"));
+}
+
+#[test]
+fn the_operator_alone_asks_who_called() {
+    let world = super::audit::watching(&["networking.k8s.io/v1beta1"]);
+    let servers = "operator -> kube-apiserver: 6443 8132";
+    let expected = MATRIX.replacen(servers, &format!("{servers} 8448"), 1);
+    assert_eq!(matrix(allowed, &world, &policies(&world)), expected);
 }
 
 /// Every policy with one thing changed: itself gone, a rule gone, a rule for everybody, a rule for every port.
