@@ -36,8 +36,9 @@ soak: bootstrap ## All flows, the long ones too (about half an hour)
 bench: bootstrap ## Measure on a local cluster of its own, for example ARGS='--quick'; raw samples are kept
 	@$(local) bench $(ARGS)
 
-fmt: ## Format all Rust code
+fmt: ## Format all code
 	@cargo fmt --all
+	@gofmt -w e2e/go
 
 generate: ## Render CRDs, roles and the API reference from the Rust types
 	@cargo run --quiet --package kaas-crds --bin manifests

@@ -53,8 +53,14 @@ impl Entry {
             let path = row.join(file);
             hasher.field(&std::fs::read(&path).map_err(Error::io("read", &path))?);
         }
-        // A few rows have a program of their own.
-        hasher.field(&std::fs::read(row.join("main.go")).unwrap_or_default());
+        // A few rows have a program of their own; the key of the others is what it was before any had.
+        let sources = sources(&row)?;
+        if sources.is_empty() {
+            hasher.field(b"");
+        }
+        for path in sources {
+            hasher.field(&std::fs::read(&path).map_err(Error::io("read", &path))?);
+        }
         let key = digest::short(&hasher.finish(), 16);
         let name = format!("{}-{key}", component.name);
         Ok(Self { directory: cache.binaries().join(&name), lock: cache.locks().join(&name), key })
@@ -100,6 +106,16 @@ impl Entry {
         }
         std::fs::rename(built, &self.directory).map_err(Error::io("create", &self.directory))
     }
+}
+
+/// The row's own Go files, in one order.
+fn sources(row: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = std::fs::read_dir(row).map_err(Error::io("read", row))?;
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut sources: Vec<_> =
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "go")).collect();
+    sources.sort();
+    Ok(sources)
 }
 
 /// Says that an entry was used just now, so that it is not pruned.

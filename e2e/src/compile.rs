@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::Error;
 use crate::cache::Entry;
-use crate::component::Component;
+use crate::component::{Component, LOAD};
 use crate::digest;
 use crate::invocation::Invocation;
 use crate::layout::{Cache, Repository};
@@ -41,6 +41,8 @@ pub struct Order {
     pub operator: bool,
     /// Older releases for tenants.
     pub older: Vec<&'static Release>,
+    /// The load of flows.
+    pub load: bool,
 }
 
 /// What `up` runs.
@@ -58,7 +60,8 @@ pub struct Build {
 /// The first failure of either side.
 pub fn build_all(repository: &Repository, cache: &Cache, order: &Order) -> Result<Build, Error> {
     let older = order.older.iter().flat_map(|release| release.rows);
-    let rows: Vec<&Component> = NEWEST.rows.iter().chain(older).collect();
+    let load = order.load.then_some(&LOAD);
+    let rows: Vec<&Component> = NEWEST.rows.iter().chain(older).chain(load).collect();
     std::thread::scope(|scope| {
         let rust = order.operator.then(|| scope.spawn(|| build_operator(repository, cache)));
         let toolbox = Toolbox::of(build_components(&rows, repository, cache)?, &order.older);
@@ -150,22 +153,33 @@ fn build_component(
         std::fs::remove_dir_all(&unfinished).map_err(Error::io("remove", &unfinished))?;
     }
     std::fs::create_dir(&unfinished).map_err(Error::io("create", &unfinished))?;
-    let mut command = Command::new("go");
-    command
-        .current_dir(repository.row(component.name))
-        .args(["build", "-trimpath", "-buildvcs=false", "-mod=readonly"])
+    let go = |args: &[&str]| {
+        let mut command = Command::new("go");
+        command
+            .current_dir(repository.row(component.name))
+            .args(args)
+            .env("CGO_ENABLED", if component.native { "1" } else { "0" })
+            .env("GOWORK", "off")
+            .env("GOFLAGS", "-mod=readonly")
+            .env("GOCACHE", &go_build.directory);
+        command
+    };
+    let mut build = go(&["build", "-trimpath", "-buildvcs=false"]);
+    build
         .args(if component.native { &["-tags", "netgo,osusergo"][..] } else { &[] })
         .arg("-ldflags")
         .arg(component.linker_flags())
         .arg("-o")
         .arg(format!("{}/", unfinished.display()))
-        .args(component.programs.iter().map(|(below, _)| component.package(below)))
-        .env("CGO_ENABLED", if component.native { "1" } else { "0" })
-        .env("GOWORK", "off")
-        .env("GOFLAGS", "")
-        .env("GOCACHE", &go_build.directory);
+        .args(component.programs.iter().map(|(below, _)| component.package(below)));
     let name = format!("{} {}", component.name, component.version);
-    let seconds = run_build(&name, component.name, command, cache)?;
+    let seconds = run_build(&name, component.name, build, cache)?;
+    // What is written here is tested before anything uses it, and not again until it changes.
+    if component.is_own() {
+        for check in ["vet", "test"] {
+            run_build(&format!("{check} of {name}"), component.name, go(&[check, "-trimpath", "."]), cache)?;
+        }
+    }
     for (below, program) in component.programs {
         let built = unfinished.join(default_name(&component.package(below)));
         let wanted = unfinished.join(program);

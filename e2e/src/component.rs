@@ -153,10 +153,25 @@ pub(crate) const COMPONENTS: &[Component] = &[
     },
 ];
 
+/// The clients of flows, which no cluster needs: the real client-go with a program of the row itself.
+pub(crate) static LOAD: Component = Component {
+    name: "load",
+    module: "k8s.io/client-go",
+    version: "v0.37.1",
+    programs: &[(OWN, "load")],
+    stamps: &[],
+    native: false,
+};
+
 impl Component {
     /// The row of the newest release that `program` is built from.
     pub(crate) fn of_program(program: &str) -> Option<&'static Self> {
         COMPONENTS.iter().find(|row| row.programs.iter().any(|(_, name)| *name == program))
+    }
+
+    /// Whether it is a program of this repository, with tests of its own.
+    pub(crate) fn is_own(&self) -> bool {
+        self.programs.iter().any(|(below, _)| *below == OWN)
     }
 
     /// Import path of one of its packages.
@@ -186,7 +201,7 @@ mod tests {
     #[test]
     fn versions_are_those_of_the_pins() {
         let repository = Repository::find().unwrap();
-        for row in Release::all().flat_map(|release| release.rows) {
+        for row in Release::all().flat_map(|release| release.rows).chain([&LOAD]) {
             let text = std::fs::read_to_string(repository.row(row.name).join("go.mod")).unwrap();
             for (below, _) in row.programs {
                 let package = if *below == OWN { row.module.to_owned() } else { row.package(below) };

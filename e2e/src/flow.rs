@@ -30,6 +30,8 @@ mod policy;
 mod renewal;
 mod scale;
 mod tenant;
+mod traffic;
+mod upgrade;
 mod workers;
 
 const READY: Duration = Duration::from_secs(180);
@@ -164,6 +166,13 @@ const FLOWS: &[Flow] = &[
 const LAST: &[Flow] =
     &[Flow { name: "deletion ends and leaves nothing", local_only: None, run: tenant::deletion_ends }];
 
+/// Of two versions.
+const UPGRADE: &[Flow] = &[Flow {
+    name: upgrade::NAME,
+    local_only: Some("another cluster may not have both versions"),
+    run: upgrade::goes_unnoticed,
+}];
+
 /// What takes longer than a person waits for a test run.
 const LONG: &[Flow] = &[
     Flow {
@@ -232,7 +241,7 @@ fn flows(extent: Extent) -> Vec<&'static Flow> {
     let long = if extent == Extent::All { LONG } else { &[] };
     let chosen = chosen();
     let runs = |flow: &&Flow| chosen.is_empty() || chosen.iter().any(|part| flow.name.contains(part));
-    FLOWS.iter().chain(workers::FLOWS).chain(LAST).chain(long).filter(runs).collect()
+    FLOWS.iter().chain(workers::FLOWS).chain(UPGRADE).chain(LAST).chain(long).filter(runs).collect()
 }
 
 /// Parts of the names of the flows that alone are wanted (`KAAS_FLOWS=scale,renewed`); empty: all of them. For
@@ -298,7 +307,7 @@ impl Drop for Guarded {
 
 /// What flows on a local cluster run.
 pub(crate) fn order(operator: bool) -> Order {
-    Order { operator, older: OLDER.iter().collect() }
+    Order { operator, older: OLDER.iter().collect(), load: true }
 }
 
 fn on_a_local_cluster(

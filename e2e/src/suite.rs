@@ -36,6 +36,9 @@ pub fn run(repository: &Repository, cache: &Cache) -> Result<(), Error> {
     };
     let mut tally = Tally::default();
     step("format", cargo(&["fmt", "--all", "--check"]), SHORT_DEADLINE, &mut tally);
+    let mut gofmt = Command::new("sh");
+    gofmt.current_dir(repository.root()).args(["-c", "gofmt -d e2e/go && [ -z \"$(gofmt -l e2e/go)\" ]"]);
+    step("format of Go", gofmt, SHORT_DEADLINE, &mut tally);
     let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     step("lints", cargo(&lints), LINTS_DEADLINE, &mut tally);
     let manifests = ["run", "--quiet", "--package", "kaas-crds", "--bin", "manifests", "--", "--check"];

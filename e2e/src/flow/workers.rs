@@ -29,7 +29,7 @@ mod workload;
 const TENANT: &str = "busy";
 const POOL: &str = "general";
 /// Of the chart, where workers may be pods.
-const TYPE: &str = "pod-small";
+pub(super) const TYPE: &str = "pod-small";
 /// A worker is there in seconds; the first one of a machine pulls the addons' images too.
 const WORKERS_READY: Duration = Duration::from_secs(180);
 /// An object is there for so long after what it stands for.
@@ -114,7 +114,7 @@ pub(super) const FLOWS: &[Flow] = &[
 ];
 
 /// The image that all test programs are in.
-fn agnhost() -> String {
+pub(super) fn agnhost() -> String {
     format!("registry.k8s.io/e2e-test-images/agnhost:{}", component::AGNHOST)
 }
 
@@ -136,7 +136,7 @@ fn pool_of_two(stage: &Stage) -> Result<Kubectl, Error> {
     stage.tenant_kubectl(TENANT)
 }
 
-fn apply_pool(stage: &Stage, name: &str, spec: Value) -> Result<(), Error> {
+pub(super) fn apply_pool(stage: &Stage, name: &str, spec: Value) -> Result<(), Error> {
     let pool = json!({
         "apiVersion": "kaas.dev/v1alpha1", "kind": "WorkerPool",
         "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec,
@@ -155,7 +155,7 @@ fn await_pool(
 }
 
 /// So many workers, all of them Ready and of the newest template, and none that still goes.
-fn await_workers(stage: &Stage, name: &str, count: usize) -> Result<Value, Error> {
+pub(super) fn await_workers(stage: &Stage, name: &str, count: usize) -> Result<Value, Error> {
     let wanted = i64::try_from(count).unwrap_or(i64::MAX);
     let there = |pool: &Value| {
         let number = |pointer: &str| at(pool, pointer).as_i64().unwrap_or(0);
@@ -188,12 +188,12 @@ fn uids(list: &[Value]) -> BTreeSet<String> {
     list.iter().map(|object| text(object, "/metadata/uid")).collect()
 }
 
-fn text(object: &Value, pointer: &str) -> String {
+pub(super) fn text(object: &Value, pointer: &str) -> String {
     at(object, pointer).as_str().unwrap_or_default().to_owned()
 }
 
 /// The nodes of the tenant, by name.
-fn nodes(kubectl: &Kubectl) -> Result<Vec<Value>, Error> {
+pub(super) fn nodes(kubectl: &Kubectl) -> Result<Vec<Value>, Error> {
     Ok(at(&kubectl.read(&["get", "nodes"])?, "/items").as_array().cloned().unwrap_or_default())
 }
 

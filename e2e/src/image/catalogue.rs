@@ -99,6 +99,11 @@ pub(crate) fn workers(toolbox: &Toolbox) -> Result<Vec<Published>, Error> {
             .started_by("/usr/bin/local-path-provisioner", toolbox.program(provisioner)?),
         &[],
     ));
+    // Where flows run.
+    if let Ok(program) = toolbox.program("load") {
+        let load = Image::new(load_reference()).started_by("/usr/local/bin/load", program).user(NONROOT);
+        images.push(published(load, &[]));
+    }
     // The helper of local-path-provisioner has no tag where it is named.
     images.push(published(busybox, &["docker.io/library/busybox:latest"]));
     Ok(images)
@@ -221,6 +226,11 @@ fn worker(toolbox: &Toolbox, cache: &Cache) -> Result<Image, Error> {
 /// The image of a worker that is a pod.
 pub(crate) fn worker_reference(version: &str) -> String {
     format!("{REGISTRY}/kaas-dev/kaas-worker:{version}")
+}
+
+/// The image of the load of flows.
+pub(crate) fn load_reference() -> String {
+    format!("ghcr.io/kaas-dev/kaas-load:{}", component::LOAD.version)
 }
 
 /// What a Node tells about its operating system.
