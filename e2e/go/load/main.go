@@ -8,7 +8,8 @@
 //   - retried: one connection, and client-go's own rules: up to ten times where the server says when to come again, and
 //     reads whose connection ended before an answer;
 //   - slow: a new connection for a write whose body takes 20 to 30 seconds to send, never tried again;
-//   - a watch that follows all of these writes, and goes on where its stream ended.
+//   - watches that follow all of these writes, and go on where a stream ended: fresh ones on a new connection, retried ones
+//     as client-go does, on the connection that they had.
 //
 // What Go's transport sends again by itself is one request here: what HTTP/2 servers refuse with GOAWAY or
 // REFUSED_STREAM, and what was not sent at all because the server had closed the connection before.
@@ -126,11 +127,13 @@ func newLoad(config *rest.Config, o options) (*load, error) {
 				return nil, err
 			}
 		}
-		watcher, err := newWatcher(config, protocol, shared)
-		if err != nil {
-			return nil, err
+		for _, kind := range []kind{fresh, retried} {
+			watcher, err := newWatcher(config, kind, protocol, shared)
+			if err != nil {
+				return nil, err
+			}
+			load.watches = append(load.watches, watcher)
 		}
-		load.watches = append(load.watches, watcher)
 	}
 	if o.pods != "" {
 		for _, open := range []opener{execute, follow} {

@@ -104,6 +104,7 @@ type clientsReport struct {
 }
 
 type watchReport struct {
+	Kind     kind           `json:"kind"`
 	Protocol protocol       `json:"protocol"`
 	Told     int            `json:"told"`
 	Lost     namesReport    `json:"lost"`
@@ -142,7 +143,7 @@ func (t *tally) report(kind kind, protocol protocol) clientsReport {
 func (w *watcher) report(changes *changes) watchReport {
 	lost, wait := changes.compare(w.told)
 	return watchReport{
-		Protocol: w.protocol, Told: len(w.told.known), Lost: names(lost), Repeated: names(w.told.repeated),
+		Kind: w.kind, Protocol: w.protocol, Told: len(w.told.known), Lost: names(lost), Repeated: names(w.told.repeated),
 		Streams: w.streams, Expired: w.expired, Refused: w.refused.report(), Cut: w.cuts.report(),
 		LongestWait: wait.Seconds(),
 	}

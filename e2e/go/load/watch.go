@@ -9,7 +9,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
-	typed "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 )
 
@@ -75,28 +75,40 @@ func (t *told) tell(at time.Time, change string) {
 
 // watcher follows what the writers write.
 type watcher struct {
-	protocol   protocol
-	configMaps typed.ConfigMapInterface
-	selection  metav1.ListOptions
-	told       *told
-	version    string
-	streams    int
-	expired    int
-	refused    failures
-	cuts       failures
+	kind      kind
+	protocol  protocol
+	namespace string
+	rest      rest.Interface
+	selection metav1.ListOptions
+	told      *told
+	version   string
+	streams   int
+	expired   int
+	refused   failures
+	cuts      failures
 }
 
-func newWatcher(config *rest.Config, protocol protocol, writers *writers) (*watcher, error) {
-	client, err := clientset(config, protocol, false)
+func newWatcher(config *rest.Config, kind kind, protocol protocol, writers *writers) (*watcher, error) {
+	client, err := clientset(config, protocol, kind == fresh)
 	if err != nil {
 		return nil, err
 	}
 	return &watcher{
-		protocol:   protocol,
-		configMaps: client.CoreV1().ConfigMaps(writers.namespace),
-		selection:  writers.selection(),
-		told:       newTold(),
+		kind:      kind,
+		protocol:  protocol,
+		namespace: writers.namespace,
+		rest:      client.CoreV1().RESTClient(),
+		selection: writers.selection(),
+		told:      newTold(),
 	}, nil
+}
+
+func (w *watcher) request(options metav1.ListOptions) *rest.Request {
+	request := w.rest.Get().Namespace(w.namespace).Resource("configmaps").VersionedParams(&options, scheme.ParameterCodec)
+	if w.kind != retried {
+		request = request.MaxRetries(0)
+	}
+	return request
 }
 
 // run says once that it has begun, and goes on until the context ends.
@@ -109,7 +121,8 @@ func (w *watcher) run(ctx context.Context, ready chan<- struct{}) {
 		options := w.selection
 		options.ResourceVersion = w.version
 		options.AllowWatchBookmarks = true
-		stream, err := w.configMaps.Watch(ctx, options)
+		options.Watch = true
+		stream, err := w.request(options).Watch(ctx)
 		if err != nil {
 			w.fail(ctx, "watch", err)
 			continue
@@ -125,8 +138,8 @@ func (w *watcher) run(ctx context.Context, ready chan<- struct{}) {
 func (w *watcher) begin(ctx context.Context) error {
 	ctx, end := context.WithTimeout(ctx, answer)
 	defer end()
-	list, err := w.configMaps.List(ctx, w.selection)
-	if err != nil {
+	list := &corev1.ConfigMapList{}
+	if err := w.request(w.selection).Do(ctx).Into(list); err != nil {
 		w.refused.add(time.Now(), "list", err)
 		return err
 	}
