@@ -94,6 +94,16 @@ impl Traffic {
     }
 }
 
+/// Nothing failed that may not, in any of the loads.
+pub(super) fn judge(reports: &[Report]) -> Result<(), Error> {
+    let breaches = reports.iter().enumerate().flat_map(|(index, report)| {
+        let from = if index == 0 { "outside" } else { "inside" };
+        report.breaches().into_iter().map(move |breach| format!("from {from}: {breach}"))
+    });
+    let breaches: Vec<_> = breaches.collect();
+    super::claim(breaches.is_empty(), || format!("what clients saw is above; {}", breaches.join("; ")))
+}
+
 /// What each pod has left, when all of them have ended.
 fn inside(kubectl: &Kubectl) -> Result<Vec<Report>, Error> {
     let list = |what: &str, selector: &str| {

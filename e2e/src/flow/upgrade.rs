@@ -75,7 +75,7 @@ fn under_traffic(stage: &Stage, kubectl: &Kubectl) -> Result<(), Error> {
     upgraded?;
     say(format!("  upgraded in {seconds:.1} s"));
     let reports = reports?;
-    reports.iter().try_for_each(super::traffic::Report::judge)?;
+    super::traffic::judge(&reports)?;
     let requests: u64 = reports.iter().map(super::traffic::Report::requests).sum();
     claim(requests >= REQUESTS, || format!("{requests} requests were made, at least {REQUESTS} are wanted"))?;
     runs(stage, kubectl, &NEWEST)?;
