@@ -166,13 +166,6 @@ const FLOWS: &[Flow] = &[
 const LAST: &[Flow] =
     &[Flow { name: "deletion ends and leaves nothing", local_only: None, run: tenant::deletion_ends }];
 
-/// Of two versions.
-const UPGRADE: &[Flow] = &[Flow {
-    name: upgrade::NAME,
-    local_only: Some("another cluster may not have both versions"),
-    run: upgrade::goes_unnoticed,
-}];
-
 /// What takes longer than a person waits for a test run.
 const LONG: &[Flow] = &[
     Flow {
@@ -204,6 +197,11 @@ const LONG: &[Flow] = &[
         name: "a crowd of tenants comes and goes",
         local_only: Some("it wants the whole machine"),
         run: overload::a_crowd_comes_and_goes,
+    },
+    Flow {
+        name: upgrade::NAME,
+        local_only: Some("another cluster may not have both versions"),
+        run: upgrade::goes_unnoticed,
     },
 ];
 
@@ -241,7 +239,7 @@ fn flows(extent: Extent) -> Vec<&'static Flow> {
     let long = if extent == Extent::All { LONG } else { &[] };
     let chosen = chosen();
     let runs = |flow: &&Flow| chosen.is_empty() || chosen.iter().any(|part| flow.name.contains(part));
-    FLOWS.iter().chain(workers::FLOWS).chain(UPGRADE).chain(LAST).chain(long).filter(runs).collect()
+    FLOWS.iter().chain(workers::FLOWS).chain(LAST).chain(long).filter(runs).collect()
 }
 
 /// Parts of the names of the flows that alone are wanted (`KAAS_FLOWS=scale,renewed`); empty: all of them. For
@@ -306,8 +304,10 @@ impl Drop for Guarded {
 }
 
 /// What flows on a local cluster run.
-pub(crate) fn order(operator: bool) -> Order {
-    Order { operator, older: OLDER.iter().collect(), load: true }
+pub(crate) fn order(operator: bool, extent: Extent) -> Order {
+    // A second Kubernetes is built for who upgrades from it only.
+    let upgrades = flows(extent).iter().any(|flow| flow.name == upgrade::NAME);
+    Order { operator, older: OLDER.iter().filter(|_| upgrades).collect(), load: upgrades }
 }
 
 fn on_a_local_cluster(
@@ -317,7 +317,7 @@ fn on_a_local_cluster(
     extent: Extent,
 ) -> Result<Tally, Error> {
     crate::prerequisite::ensure(repository, cache)?;
-    let build = compile::build_all(repository, cache, &order(operator.is_none()))?;
+    let build = compile::build_all(repository, cache, &order(operator.is_none(), extent))?;
     // A place for each kind of run: one must not take down another's cluster.
     let purpose = match extent {
         _ if !chosen().is_empty() => "flows",
