@@ -30,7 +30,7 @@ const END: Duration = Duration::from_millis(200);
 
 type Failure = Box<dyn std::error::Error>;
 
-/// What the process is.
+/// Turns TenantClusters into hosted control planes.
 #[derive(Parser)]
 #[command(
     name = "kaas-operator",

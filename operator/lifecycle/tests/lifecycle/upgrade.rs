@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 
 use jiff::SignedDuration;
+use kaas_crds::status::Owner;
 use kaas_crds::tenant_cluster::Finalize;
 use kaas_lifecycle::object::Kind;
 use kaas_lifecycle::observed::Vigil;
+use kaas_lifecycle::upgrade::preflight::Facts;
+use kaas_lifecycle::upgrade::preflight::facts::{Budget, Nodes};
 use serde_json::json;
 
 use crate::world::{World, release};
@@ -205,6 +208,45 @@ fn it_begins_in_a_window_and_goes_on_when_that_closes() {
     world.now = "2026-06-01T02:59:58Z".parse().unwrap();
     told(&mut world, 60);
     assert!(flags(&world, "kube-apiserver").contains("--emulated-version=1.36"));
+    world.now += SOAK;
+    told(&mut world, 60);
+    assert_eq!((status_version(&world).as_str(), world.summary()), (NEW, "Running"));
+}
+
+#[test]
+fn what_speaks_against_it_holds_it_until_it_is_gone_or_set_aside() {
+    let mut world = old();
+    let budget = Budget {
+        namespace: "default".into(),
+        name: "web".into(),
+        expected: 1,
+        desired: 1,
+        ..Budget::default()
+    };
+    world.inside_facts = Facts {
+        kubelets: [(OLD.to_owned(), Nodes { count: 1, names: vec!["blue-0".into()] })].into(),
+        budgets: vec![budget],
+        ..Facts::default()
+    };
+    world.settle();
+    assert_eq!(world.condition("UpgradePossible"), ("False".into(), "BudgetBlocksDrain".into()));
+    world.edit(|spec| spec.version = NEW.into());
+    told(&mut world, 30);
+    insta::assert_snapshot!(world.summary(), @"Upgrading to v1.37.1: BudgetBlocksDrain/default/web: PodDisruptionBudget default/web never lets a pod go; allow one disruption (maxUnavailable: 1) or run one replica more");
+    let waiting = world.cluster.status.as_ref().unwrap().operation.clone().unwrap().waiting.unwrap();
+    assert_eq!((waiting.reason.as_str(), waiting.owner), ("BudgetBlocksDrain", Owner::Tenant));
+    assert_eq!(status_version(&world), OLD);
+
+    let mut gone = world.clone();
+    gone.inside_facts.budgets.clear();
+    upgraded(&mut gone);
+    assert_eq!(status_version(&gone), NEW);
+
+    world.edit(|spec| spec.upgrade.ignore = vec!["BudgetBlocksDrain/default/web".into()]);
+    told(&mut world, 60);
+    assert!(flags(&world, "kube-apiserver").contains("--emulated-version=1.36"));
+    // What has begun goes on.
+    world.edit(|spec| spec.upgrade.ignore.clear());
     world.now += SOAK;
     told(&mut world, 60);
     assert_eq!((status_version(&world).as_str(), world.summary()), (NEW, "Running"));
