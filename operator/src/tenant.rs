@@ -196,6 +196,9 @@ impl Tenants {
             && entry.vigil.is_some() != wanted
         {
             entry.vigil = wanted.then(|| vigil::Kept::begin(&entry.line.config));
+            if !wanted {
+                tokio::spawn(vigil::clear(entry.line.config.clone()));
+            }
         }
     }
 

@@ -84,7 +84,7 @@ fn intent(spec: &TenantClusterSpec, version: &str, hash_version: i64) -> Option<
 /// Chooses between what is stored and what would be rendered now, at the same stage.
 pub fn choose(observed: &Observed, fresh: Vec<Object>) -> Choice {
     let Some(current) = current(observed) else {
-        let record = Record { since: observed.now, ..Record::of(Stage::of(&observed.cluster.spec.version)) };
+        let record = Record::of(Stage::of(&observed.cluster.spec.version));
         return Choice { revision: made(observed, 1, fresh, record), store: true, pending: None };
     };
     let spec = &observed.cluster.spec;

@@ -31,6 +31,9 @@ const NAMESPACE: &str = "kube-system";
 /// Label of what is written, and of what is watched.
 const LABEL: &str = "kaas.dev/vigil";
 
+/// What clients on new connections write, and what the one with a connection that is used again does.
+const NAMES: [&str; 2] = ["kaas-vigil-new", "kaas-vigil-reused"];
+
 /// A vigil that is kept until this goes.
 pub(super) struct Kept {
     tally: Arc<Mutex<Tally>>,
@@ -49,9 +52,9 @@ impl Kept {
         let tally: Arc<Mutex<Tally>> = Arc::default();
         let (config, shared) = (config.clone(), tally.clone());
         let task = tokio::spawn(async move {
-            let fresh =
-                Writer { config: config.clone(), kept: None, name: "kaas-vigil-new", tally: shared.clone() };
-            let reused = Writer { kept: connect(config.clone()), name: "kaas-vigil-reused", ..fresh.clone() };
+            let [name, other] = NAMES;
+            let fresh = Writer { config: config.clone(), kept: None, name, tally: shared.clone() };
+            let reused = Writer { kept: connect(config.clone()), name: other, ..fresh.clone() };
             futures::join!(fresh.go_on(), reused.go_on(), follow(config, shared));
         });
         Kept { tally, task: task.abort_handle() }
@@ -60,6 +63,15 @@ impl Kept {
     /// What was seen until now.
     pub(super) fn seen(&self) -> Vigil {
         locked(&self.tally).seen()
+    }
+}
+
+/// Takes away what a vigil that has ended left.
+pub(super) async fn clear(config: kube::Config) {
+    let Some(client) = connect(config) else { return };
+    let api: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
+    for name in NAMES {
+        let _ = timeout(DEADLINE, api.delete(name, &DeleteParams::default())).await;
     }
 }
 

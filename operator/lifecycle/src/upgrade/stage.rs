@@ -37,8 +37,8 @@ pub struct Record {
     /// What it was rendered from.
     #[serde(flatten)]
     pub stage: Stage,
-    /// When it became the one to apply.
-    #[serde(default = "long_ago")]
+    /// When it became the one to apply; long ago if it was the first.
+    #[serde(default = "long_ago", skip_serializing_if = "is_long_ago")]
     pub since: Timestamp,
     /// Where the way back leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,6 +67,10 @@ pub struct Refused {
 
 fn long_ago() -> Timestamp {
     Timestamp::UNIX_EPOCH
+}
+
+fn is_long_ago(since: &Timestamp) -> bool {
+    *since == long_ago()
 }
 
 impl Stage {

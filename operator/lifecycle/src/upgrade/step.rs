@@ -43,6 +43,8 @@ pub struct Progress {
 /// Decides the next step. `render` renders a stage; `None` when the catalogue does not have what it needs.
 pub fn step(observed: &Observed, current: &Revision, render: impl Fn(&Stage) -> Option<Vec<Object>>) -> Step {
     let record = &current.record;
+    // People read it: no fractions.
+    let now = Timestamp::from_second(observed.now.as_second()).unwrap_or(observed.now);
     let target = observed.cluster.spec.version.clone();
     let going =
         |words: String, waiting| Some(Progress { target: target.clone(), step: words, waiting, until: None });
@@ -55,12 +57,12 @@ pub fn step(observed: &Observed, current: &Revision, render: impl Fn(&Stage) -> 
         let refused = Refused {
             version: record.stage.version.clone(),
             evidence: evidence.clone(),
-            at: observed.now,
+            at: now,
             served: true,
         };
         let revision = replaced(
             rendering,
-            Record { since: observed.now, back: true, refused: Some(refused), ..Record::of(before.clone()) },
+            Record { since: now, back: true, refused: Some(refused), ..Record::of(before.clone()) },
         );
         let progress = going(format!("going back to {}: {evidence}", before.version), None);
         return Step { revision: Some(revision), progress, ..Step::default() };
@@ -94,7 +96,7 @@ pub fn step(observed: &Observed, current: &Revision, render: impl Fn(&Stage) -> 
             let id = revision::rendering_id(&rendering);
             if back {
                 let words = format!("going back to {}", stage.version);
-                let record = Record { since: observed.now, back: true, ..Record::of(stage) };
+                let record = Record { since: now, back: true, ..Record::of(stage) };
                 return Step {
                     revision: Some(replaced(rendering, record)),
                     progress: going(words, None),
@@ -107,13 +109,12 @@ pub fn step(observed: &Observed, current: &Revision, render: impl Fn(&Stage) -> 
                     let words = rolling(&stage);
                     // Once the new version is served, going back is nothing that is done unasked.
                     let before = (!raising).then(|| record.stage.clone());
-                    let record = Record { since: observed.now, before, ..Record::of(stage) };
+                    let record = Record { since: now, before, ..Record::of(stage) };
                     let revision = Some(replaced(rendering, record));
                     Step { revision, progress: going(words, None), ..Step::default() }
                 }
                 Verdict::Failed(evidence) => {
-                    let refused =
-                        Refused { version: target.clone(), evidence, at: observed.now, served: false };
+                    let refused = Refused { version: target.clone(), evidence, at: now, served: false };
                     let record = Record { refused: Some(refused), ..record.clone() };
                     let revision = Some(Revision { record, ..current.clone() });
                     Step { revision, progress: going("the canary failed".into(), None), ..Step::default() }
