@@ -126,7 +126,8 @@ impl Writer {
             let answer = timeout(DEADLINE, self.ask(&api, verb, round, &mut object)).await;
             let result = match answer {
                 Ok(Ok(())) => Ok(()),
-                Ok(Err(kube::Error::Api(status))) if of_webhook(&status.message) => return true,
+                // Neither a success nor a failure. What there is of the object is not known: begin anew, after a pause.
+                Ok(Err(kube::Error::Api(status))) if of_webhook(&status.message) => return false,
                 Ok(Err(error)) => Err(format!("{verb:?}: {error}")),
                 Err(_) => Err(format!("{verb:?}: no answer within {} s", DEADLINE.as_secs())),
             };
