@@ -18,10 +18,10 @@ use crate::endpoint;
 use crate::etcd::{self, Health, Step};
 use crate::key_material;
 use crate::object::{Kind, Object, Reference};
-use crate::observed::{Observed, Pod};
+use crate::observed::{Live, Observed, Pod};
 use crate::revision::{self, Choice};
 use crate::rollout;
-use crate::upgrade::canary::{self, RENDERING_ANNOTATION};
+use crate::upgrade::canary;
 use crate::upgrade::preflight;
 use crate::upgrade::step::Progress;
 use crate::validated::{Problem, validate};
@@ -107,16 +107,12 @@ pub fn plan(observed: &Observed) -> Plan {
 /// The canary that is wanted, and not the one of before.
 fn canary_actions(observed: &Observed, wanted: Option<Object>) -> Vec<Action> {
     let live = canary::live(observed);
-    let same = |object: &Object| {
-        live.is_some_and(|live| {
-            let id =
-                object.content.pointer("/metadata/annotations").and_then(|all| all.get(RENDERING_ANNOTATION));
-            id.and_then(Value::as_str).is_some_and(|id| canary::is_of(live, id))
-        })
-    };
+    let same =
+        |object: &Object, live: &Live| canary::rendering(&object.content) == canary::rendering(&live.content);
     match (wanted, live) {
-        (Some(object), None) => apply(observed, object).into_iter().collect(),
-        (Some(object), Some(_)) if same(&object) => apply(observed, object).into_iter().collect(),
+        (Some(object), live) if live.is_none_or(|live| same(&object, live)) => {
+            apply(observed, object).into_iter().collect()
+        }
         (_, Some(live)) if !live.terminating => vec![delete(canary::reference(observed), &live.uid, None)],
         _ => Vec::new(),
     }

@@ -73,7 +73,7 @@ pub(super) struct World {
     /// Tells turns apart in the log.
     turns: AtomicU64,
     /// Releases that are needed, by UID, as last read.
-    versions: Mutex<BTreeMap<String, BTreeSet<String>>>,
+    releases: Mutex<BTreeMap<String, BTreeSet<String>>>,
     /// Turns to read the management cluster.
     reading: Semaphore,
 }
@@ -81,14 +81,14 @@ pub(super) struct World {
 impl World {
     /// The releases that a tenant needs; `None` until it was read.
     pub(super) fn releases(&self, uid: &str) -> Option<BTreeSet<String>> {
-        self.versions.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+        self.releases.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
     fn note_releases(&self, uid: &str, releases: Option<BTreeSet<String>>) {
-        let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.releases.lock().unwrap_or_else(PoisonError::into_inner);
         match releases {
-            Some(releases) => versions.insert(uid.to_owned(), releases),
-            None => versions.remove(uid),
+            Some(releases) => known.insert(uid.to_owned(), releases),
+            None => known.remove(uid),
         };
     }
 }
@@ -121,7 +121,7 @@ pub(super) async fn run(
         recorder,
         attempts: Attempts::new(context.metrics.clone()),
         turns: AtomicU64::default(),
-        versions: Mutex::default(),
+        releases: Mutex::default(),
         reading: Semaphore::new(READ_AT_ONCE),
     });
     let concurrency = u16::try_from(settings.concurrency).unwrap_or(u16::MAX);

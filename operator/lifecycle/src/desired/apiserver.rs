@@ -194,9 +194,9 @@ fn command(inputs: &Inputs<'_>) -> Vec<String> {
     ];
     command.extend(runtime_config(inputs));
     command.extend(Audit::of(inputs).iter().flat_map(Audit::flags));
+    command.extend(inputs.emulation());
     // Kubelets, webhooks and aggregated APIs are beyond the tunnel. It is there with the first worker and without any:
     // a pool restarts no API server.
-    command.extend(inputs.emulation());
     command.extend(
         Tunnel::of(inputs).map(|_| {
             flag("egress-selector-config-file", &format!("{CONFIGURATION_DIRECTORY}/{EGRESS_FILE}"))

@@ -13,7 +13,7 @@ use crate::object::{Kind, Object, Reference};
 use crate::observed::{Live, Observed, Pod};
 
 /// Annotation that names the rendering that it is of.
-pub const RENDERING_ANNOTATION: &str = "kaas.dev/rendering";
+const RENDERING_ANNOTATION: &str = "kaas.dev/rendering";
 
 /// What is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,10 +70,9 @@ pub fn live(observed: &Observed) -> Option<&Live> {
     observed.objects.get(&reference(observed))
 }
 
-/// Whether the canary that there is was made from this rendering.
-pub fn is_of(live: &Live, id: &str) -> bool {
-    live.get("/metadata/annotations").and_then(|annotations| annotations.get(RENDERING_ANNOTATION))
-        == Some(&Value::from(id))
+/// The rendering that a canary was made from.
+pub fn rendering(canary: &Value) -> Option<&str> {
+    canary.pointer("/metadata/annotations")?.get(RENDERING_ANNOTATION)?.as_str()
 }
 
 /// The pod that has to prove itself, once it is ready.
@@ -87,7 +86,9 @@ pub fn pod(observed: &Observed) -> Option<&Pod> {
 
 /// What the canary of this rendering has proved.
 pub fn judge(observed: &Observed, id: &str) -> Verdict {
-    let Some(live) = live(observed).filter(|live| is_of(live, id)) else { return Verdict::Absent };
+    let Some(live) = live(observed).filter(|live| rendering(&live.content) == Some(id)) else {
+        return Verdict::Absent;
+    };
     if live.terminating {
         return Verdict::Absent;
     }
