@@ -82,6 +82,7 @@ impl Certificate {
         };
         ca.is_authority
             && own.issuer().as_raw() == issuer.subject().as_raw()
+            && own.signature_algorithm == own.signature
             && own.verify_signature(Some(issuer.public_key())).is_ok()
     }
 
