@@ -30,7 +30,7 @@ mod policy;
 mod renewal;
 mod scale;
 mod tenant;
-mod traffic;
+pub(crate) mod traffic;
 mod upgrade;
 mod workers;
 

@@ -127,7 +127,12 @@ impl Site {
     }
 
     fn create_one(&self, name: &str, storage: Storage) -> Result<Sample, Error> {
-        let created = self.ask("POST", TENANTS, Some(&tenant(name, storage)), 201)?;
+        self.create_of(name, &tenant(name, storage))
+    }
+
+    /// Creates a tenant from its whole object, and waits until it serves and has its default ServiceAccount.
+    pub(super) fn create_of(&self, name: &str, object: &Value) -> Result<Sample, Error> {
+        let created = self.ask("POST", TENANTS, Some(object), 201)?;
         let (applied, begun) = (Timestamp::now(), Instant::now());
         let secret = format!("/api/v1/namespaces/{NAMESPACE}/secrets/{name}-kubeconfig");
         let probe = self.until(&format!("kubeconfig of {name}"), || {
@@ -182,7 +187,7 @@ pub(super) fn path(name: &str) -> String {
 }
 
 /// One API server, one member, reached through a node port.
-fn tenant(name: &str, storage: Storage) -> Value {
+pub(super) fn tenant(name: &str, storage: Storage) -> Value {
     let storage = match storage {
         Storage::Claim => json!({"persistent": {"size": "1Gi"}}),
         Storage::Pod => json!({"ephemeral": {}}),

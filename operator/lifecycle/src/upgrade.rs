@@ -18,6 +18,12 @@ pub mod stage;
 pub mod step;
 pub mod window;
 
+/// The version that a control plane goes back to, from the moment on at which its way back begins.
+pub(crate) fn lowered(observed: &Observed) -> Option<String> {
+    let record = revision::current(observed)?.record;
+    record.back.then(|| record.stage.serves().to_owned())
+}
+
 /// The catalogue entries that a cluster needs: of the version that is asked for, and of those that run.
 pub fn releases(observed: &Observed) -> BTreeSet<String> {
     let stage = revision::current(observed).map(|current| current.record.stage);

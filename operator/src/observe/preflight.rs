@@ -27,6 +27,9 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::pod;
+
+mod added;
+
 use crate::cluster::{DEADLINE, within};
 use crate::keyring::Keyring;
 use crate::tenant;
@@ -90,7 +93,9 @@ pub(super) async fn observe(
         return facts;
     }
     // While its API does not answer, what was seen a moment ago stands.
-    let read = within(DEADLINE, read(client?, target)).await;
+    let back = preflight::serving_release(observed).filter(|from| preflight::back::is_back(from, target));
+    let deadline = if back.is_some() { DEADLINE.saturating_mul(3) } else { DEADLINE };
+    let read = within(deadline, read(client?, target, back)).await;
     let mut facts =
         read.inspect_err(|error| tracing::debug!(%error, "nothing was read for the preflight")).ok();
     if let Some(facts) = facts.as_mut().filter(|facts| !facts.removed.is_empty()) {
@@ -101,8 +106,13 @@ pub(super) async fn observe(
     facts
 }
 
-/// Reads all of it, one after the other on the connection that is there.
-async fn read(client: &Client, target: &KubernetesReleaseSpec) -> Result<Facts, kube::Error> {
+/// Reads all of it, one after the other on the connection that is there; with the release that serves where the target is
+/// the one before.
+async fn read(
+    client: &Client,
+    target: &KubernetesReleaseSpec,
+    back: Option<&KubernetesReleaseSpec>,
+) -> Result<Facts, kube::Error> {
     let system = Api::<Namespace>::all(client.clone()).get_opt("kube-system").await?;
     Ok(Facts {
         target: target.version.clone(),
@@ -111,6 +121,11 @@ async fn read(client: &Client, target: &KubernetesReleaseSpec) -> Result<Facts, 
         webhooks: webhooks(client).await?,
         system_labels: system.map(|namespace| namespace.labels().clone()).unwrap_or_default(),
         removed: removed(client, target).await?,
+        added: match back {
+            Some(from) => added::added(client, &from.adds).await?,
+            None => Vec::new(),
+        },
+        looked_for: back.map_or(0, |from| from.adds.len()),
         callers: None,
     })
 }

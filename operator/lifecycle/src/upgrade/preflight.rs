@@ -5,6 +5,7 @@
 //! for those that the tenant names in its spec. What could not be seen is an error too: nothing is good on a guess.
 //! Without a version that one could go to there is no preflight.
 
+pub mod back;
 mod budgets;
 mod etcd;
 pub mod facts;
@@ -69,9 +70,10 @@ pub fn target(observed: &Observed) -> Option<&KubernetesReleaseSpec> {
         let to = version.parse().ok()?;
         matches!(way(from, to), Ok(Way::Patch | Way::Minor)).then_some(to)
     };
+    let back = |version: &str| version.parse().is_ok_and(|to| matches!(way(from, to), Ok(Way::Back)));
     let asked = &observed.cluster.spec.version;
     if asked != running {
-        return observed.catalogue.get(asked).filter(|_| reachable(asked).is_some());
+        return observed.catalogue.get(asked).filter(|_| reachable(asked).is_some() || back(asked));
     }
     let newer = observed
         .catalogue
@@ -96,6 +98,11 @@ fn running(observed: &Observed) -> Option<&str> {
     })
 }
 
+/// The catalogue's entry of the version that runs.
+pub fn serving_release(observed: &Observed) -> Option<&KubernetesReleaseSpec> {
+    observed.catalogue.get(running(observed)?)
+}
+
 /// Everything that speaks against the upgrade to this release, errors first, of each severity the most useful first.
 pub fn findings(observed: &Observed, target: &KubernetesReleaseSpec) -> Vec<Finding> {
     let mut found = etcd::findings(observed);
@@ -106,6 +113,8 @@ pub fn findings(observed: &Observed, target: &KubernetesReleaseSpec) -> Vec<Find
             found.extend(budgets::findings(facts));
             found.extend(webhooks::findings(facts));
             found.extend(removed::findings(observed, facts, target));
+            let from = serving_release(observed).filter(|from| back::is_back(from, target));
+            found.extend(from.into_iter().flat_map(|from| back::findings(facts, from, target)));
         }
         None => found.push(unseen()),
     }

@@ -11,13 +11,16 @@ use kaas_crds::status::Owner;
 use kaas_crds::tenant_cluster::Finalize;
 use kaas_crds::{KubernetesReleaseSpec, Reason};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::canary;
 use super::path::{Version, Way, way};
 use super::preflight;
 use super::window::{Admission, admission};
 use crate::etcd::{self, Health};
+use crate::object::Kind;
 use crate::observed::Observed;
+use crate::revision;
 use crate::rollout;
 use crate::validated::Problem;
 
@@ -152,16 +155,20 @@ pub fn next(observed: &Observed, record: &Record) -> Turn {
     let go = |stage| Turn::Go { stage, back: false };
     let found = match way(from, to) {
         Err(why) => return Turn::Blocked(no_way(observed, at, &why)),
-        // It emulates what is asked for: the new binaries go.
+        // All of it emulates what is asked for at last: then the new binaries go, not before.
+        Ok(Way::None | Way::Patch) if at.emulates.is_some() && record.back && rolling(observed) => {
+            return unsettled();
+        }
         Ok(Way::None | Way::Patch) if at.emulates.is_some() => {
             return Turn::Go { stage: Stage::of(target), back: true };
         }
         Ok(Way::None | Way::Patch) => go(Stage::of(target)),
         Ok(Way::Minor) if at.version == *target => return raise(observed, target),
         Ok(Way::Minor) => go(Stage { version: target.clone(), emulates: Some(at.serves().to_owned()) }),
+        // What it says of consent and losses stands in the way of its beginning.
         Ok(Way::Back) => {
-            let why = format!("{} serves already, and what is new in it may be in use", at.serves());
-            return Turn::Blocked(no_way(observed, at, &why));
+            let stage = Stage { version: at.version.clone(), emulates: Some(target.clone()) };
+            Turn::Go { stage, back: true }
         }
     };
     waiting_to_begin(observed, at).or_else(|| waiting_for_health(observed)).unwrap_or(found)
@@ -225,12 +232,45 @@ fn waiting_for_health(observed: &Observed) -> Option<Turn> {
         "requests through the endpoint fail; it goes on when they succeed".to_owned()
     } else if etcd::health(observed) != Health::Healthy {
         "etcd is not healthy; it goes on when it is".to_owned()
-    } else if etcd::next_step(observed).is_some() || rollout::unsettled(observed) {
-        "pods are being started or replaced; it goes on when they are ready".to_owned()
+    } else if etcd::next_step(observed).is_some() || rolling(observed) {
+        return Some(unsettled());
     } else {
         return None;
     };
     Some(Turn::Wait { reason: Reason::ControlPlaneUnsettled, words, owner: Owner::Nobody, until: None })
+}
+
+/// Whether pods are being replaced, or are going to be: between two components of a change all of them are settled for a
+/// moment.
+fn rolling(observed: &Observed) -> bool {
+    let taken = |component: &&str| {
+        let wanted = revision::current(observed).and_then(|current| {
+            current.objects.into_iter().find(|object| object.reference.name == **component)
+        });
+        let live = observed.live(Kind::Deployment, component);
+        wanted.zip(live).is_none_or(|(wanted, live)| binaries(&wanted.content) == binaries(&live.content))
+    };
+    rollout::unsettled(observed)
+        || ![component::KUBE_APISERVER, component::KUBE_CONTROLLERS].iter().all(taken)
+}
+
+/// What a workload runs, as far as versions go: images, and what they emulate.
+fn binaries(workload: &Value) -> Vec<(&str, Option<&str>)> {
+    let containers = workload.pointer("/spec/template/spec/containers").and_then(Value::as_array);
+    let told = containers.into_iter().flatten().map(|container| {
+        let text = |value: &'_ Value| value.as_str().map(|text| text.starts_with("--emulated-version="));
+        let words = container.get("command").and_then(Value::as_array);
+        let emulated = words.into_iter().flatten().find(|word| text(word) == Some(true));
+        (container.get("image").and_then(Value::as_str).unwrap_or_default(), emulated.and_then(Value::as_str))
+    });
+    let mut all: Vec<_> = told.collect();
+    all.sort_unstable();
+    all
+}
+
+fn unsettled() -> Turn {
+    let words = "pods are being started or replaced; it goes on when they are ready".to_owned();
+    Turn::Wait { reason: Reason::ControlPlaneUnsettled, words, owner: Owner::Nobody, until: None }
 }
 
 fn no_way(observed: &Observed, at: &Stage, why: &str) -> Problem {

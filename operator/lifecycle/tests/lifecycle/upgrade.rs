@@ -8,7 +8,7 @@ use kaas_crds::tenant_cluster::Finalize;
 use kaas_lifecycle::object::Kind;
 use kaas_lifecycle::observed::Vigil;
 use kaas_lifecycle::upgrade::preflight::Facts;
-use kaas_lifecycle::upgrade::preflight::facts::{Budget, Nodes};
+use kaas_lifecycle::upgrade::preflight::facts::{Added, Budget, Nodes};
 use serde_json::json;
 
 use crate::world::{World, release};
@@ -339,11 +339,65 @@ fn one_minor_version_at_a_time_and_never_back_unasked() {
     world.edit(|spec| spec.version = OLD.into());
     world.settle();
     upgraded(&mut world);
-    world.edit(|spec| spec.version = OLD.into());
+    world.edit(|spec| spec.version = "v1.35.4".into());
     world.settle();
-    assert_eq!(world.condition("Stalled"), ("True".into(), "UpgradePathInvalid".into()));
     assert_eq!(status_version(&world), NEW);
     assert_eq!(world.condition("Ready").0, "True");
+}
+
+#[test]
+fn back_from_a_version_that_serves_goes_with_consent_only() {
+    let mut world = old();
+    upgraded(&mut world);
+    let workers =
+        |version: &str| [(version.to_owned(), Nodes { count: 1, names: vec!["blue-0".into()] })].into();
+    let bundles = Added {
+        what: "certificates.k8s.io/v1/clustertrustbundles".into(),
+        stored: 2,
+        names: vec!["a".into(), "b".into()],
+        all: true,
+    };
+    world.inside_facts =
+        Facts { kubelets: workers(NEW), added: vec![bundles], looked_for: 48, ..Facts::default() };
+    world.edit(|spec| spec.version = OLD.into());
+    told(&mut world, 30);
+    let ids = |world: &World| -> Vec<String> {
+        let preflight = world.cluster.status.as_ref().unwrap().preflight.clone().unwrap();
+        preflight.findings.into_iter().map(|finding| finding.id).collect()
+    };
+    let all = [
+        "KubeletTooNew/v1.37.1",
+        "NewKindStored/certificates.k8s.io/v1/clustertrustbundles",
+        "GoingBack/v1.36.3",
+    ];
+    assert_eq!(ids(&world), all);
+    assert_eq!((status_version(&world).as_str(), world.condition("Ready").0.as_str()), (NEW, "True"));
+    world.inside_facts.kubelets = workers(OLD);
+    world.inside_facts.added.clear();
+    let waiting = told(&mut world, 30);
+    insta::assert_snapshot!(waiting.last().unwrap(), @"Going back to v1.36.3: GoingBack/v1.36.3: v1.37.1 serves already, and going back to v1.36.3 loses what is new in it; to go back, put GoingBack/v1.36.3 into spec.upgrade.ignore; to stay, set spec.version to v1.37.1");
+    world.edit(|spec| spec.upgrade.ignore = vec!["GoingBack/v1.36.3".into()]);
+    let mut emulated = false;
+    for _ in 0..120 {
+        world.reconcile();
+        let servers = flags(&world, "kube-apiserver");
+        let lowered = servers.contains("--emulated-version=1.36");
+        emulated |= lowered;
+        assert!(
+            emulated || servers.contains(NEW),
+            "old binaries beside a server that serves the new version"
+        );
+        if lowered || servers.contains(OLD) {
+            assert_eq!(status_version(&world), OLD, "no worker is newer than an API server");
+        }
+        world.controllers();
+        world.now += SignedDuration::from_secs(1);
+    }
+    assert!(emulated);
+    assert_eq!((status_version(&world).as_str(), world.summary()), (OLD, "Running"));
+    let entry = world.cluster.status.as_ref().unwrap().history[0].clone();
+    assert_eq!((entry.version.as_str(), entry.result.as_str()), (OLD, "Succeeded"));
+    assert!(flags(&world, "kube-apiserver").contains(OLD));
 }
 
 #[test]

@@ -23,6 +23,7 @@ fn release(version: &str, removes: &[&str]) -> KubernetesReleaseSpec {
         etcd: EtcdRelease { version: "3.7.3".into(), image: image() },
         addons: None,
         removes: removes.iter().map(|api| (*api).to_owned()).collect(),
+        adds: Vec::new(),
     }
 }
 
