@@ -22,7 +22,7 @@ const (
 )
 
 // delay of a slow server: longer than anybody bears, shorter than anybody gives up.
-const delay = 3 * time.Second
+const delay = 2500 * time.Millisecond
 
 type server struct {
 	fault, version string

@@ -39,12 +39,12 @@ const fn case(version: &'static str, fault: &'static str, after: &'static str, s
 const MISSING: &str = "no image";
 
 const AT_ONCE: [Case; 2] = [
-    case("v1.37.80", MISSING, "", "PullBackOff"),
-    case("v1.37.81", "fails-writes", "", "it answered create with 500"),
+    case("v1.37.80", MISSING, "", "ImagePull"),
+    case("v1.37.81", "fails-writes", "", "with 500 InternalError"),
 ];
 const SLOWLY: [Case; 3] = [
     case("v1.37.82", "crash", "", "CrashLoopBackOff"),
-    case("v1.37.83", "slow", "", "half of its answers took more than 3"),
+    case("v1.37.83", "slow", "", "half of its answers took more than 2"),
     case("v1.37.84", "never-ready", "", "was not ready within 3 minutes"),
 ];
 
