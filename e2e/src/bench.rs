@@ -27,6 +27,7 @@ use crate::Error;
 use crate::audit::Mark;
 use crate::cluster::{Cluster, Spec};
 use crate::compile::{self, Order};
+use crate::component::LOAD;
 use crate::flow::Guarded;
 use crate::layout::{Cache, Repository};
 use crate::release::OLDER;
@@ -166,7 +167,8 @@ pub fn run(
     crate::prerequisite::ensure(repository, cache)?;
     let upgrades = plan.has(Part::Upgrade);
     let older = if upgrades { OLDER.iter().take(1).collect() } else { vec![] };
-    let order = Order { operator: operator.is_none(), older, load: upgrades };
+    let programs = if upgrades { vec![&LOAD] } else { vec![] };
+    let order = Order { operator: operator.is_none(), older, programs };
     let build = compile::build_all(repository, cache, &order)?;
     let operator = operator.or(build.operator);
     let facts = Facts::take(repository)?;

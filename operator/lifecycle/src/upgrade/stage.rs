@@ -46,7 +46,7 @@ pub struct Record {
     /// Where the way back leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<Stage>,
-    /// It is the way back: controllers go first, API servers last.
+    /// It is the way back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub back: bool,
     /// What was tried from here, and did not prove itself.
@@ -106,6 +106,14 @@ impl Record {
     pub fn of(stage: Stage) -> Self {
         Record { stage, since: long_ago(), before: None, back: false, refused: None }
     }
+
+    /// Whether controllers go before their API servers, which they must not lead. They do not within a minor version: there
+    /// API servers that clients suffer from go first, as on the way forth.
+    pub fn controllers_first(&self) -> bool {
+        let series = |version: &str| version.parse().ok().map(Version::series);
+        let within = |refused: &Refused| series(&refused.version) == series(&self.stage.version);
+        self.back && !self.refused.as_ref().is_some_and(within)
+    }
 }
 
 /// What is next.
@@ -113,6 +121,8 @@ impl Record {
 pub enum Turn {
     /// Nothing: it is where it should be.
     Stay,
+    /// It is where it should be, and has been well for long enough: there is no way back from it any more.
+    Proved,
     /// This stage, now.
     Go {
         /// Which.
@@ -139,8 +149,8 @@ pub enum Turn {
 pub fn next(observed: &Observed, record: &Record) -> Turn {
     let target = &observed.cluster.spec.version;
     let at = &record.stage;
-    if at.emulates.is_none() && at.version == *target {
-        return Turn::Stay;
+    if *at == Stage::of(target) {
+        return if record.before.is_some() { prove(observed) } else { Turn::Stay };
     }
     if let Some(refused) = record.refused.as_ref().filter(|refused| refused.version == *target) {
         return Turn::Blocked(refusal(observed, record, refused));
@@ -152,6 +162,10 @@ pub fn next(observed: &Observed, record: &Record) -> Turn {
     let (Ok(from), Ok(to)) = (at.serves().parse::<Version>(), target.parse::<Version>()) else {
         return Turn::Stay;
     };
+    // A patch that is not proved yet is taken back as it came: neither a canary nor its health is waited for.
+    if let Some(before) = record.before.as_ref().filter(|before| **before == Stage::of(target)) {
+        return Turn::Go { stage: before.clone(), back: true };
+    }
     let go = |stage| Turn::Go { stage, back: false };
     let found = match way(from, to) {
         Err(why) => return Turn::Blocked(no_way(observed, at, &why)),
@@ -189,6 +203,12 @@ fn waiting_to_begin(observed: &Observed, at: &Stage) -> Option<Turn> {
     Some(Turn::Wait { reason: finding.reason, words, owner: finding.owner, until: None })
 }
 
+/// A patch is taken: what it runs has to be well for the time of the soak before that is all there is to it.
+fn prove(observed: &Observed) -> Turn {
+    let words = "the upgrade is over when all has been well for";
+    waiting_for_health(observed).or_else(|| waiting_for_soak(observed, words)).unwrap_or(Turn::Proved)
+}
+
 /// The last step: binaries serve their own version.
 fn raise(observed: &Observed, target: &str) -> Turn {
     if let Some(wait) = waiting_for_health(observed) {
@@ -204,16 +224,18 @@ fn raise(observed: &Observed, target: &str) -> Turn {
             until: None,
         };
     }
-    let over = soaked_at(observed);
-    if over.is_none_or(|over| observed.now < over) {
-        return Turn::Wait {
-            reason: Reason::Soaking,
-            words: format!("the emulated version is raised when all has been well for {}", upgrade.soak),
-            owner: Owner::Nobody,
-            until: over,
-        };
-    }
-    Turn::Go { stage: Stage::of(target), back: false }
+    let words = "the emulated version is raised when all has been well for";
+    waiting_for_soak(observed, words).unwrap_or(Turn::Go { stage: Stage::of(target), back: false })
+}
+
+fn waiting_for_soak(observed: &Observed, words: &str) -> Option<Turn> {
+    let until = soaked_at(observed);
+    until.is_none_or(|over| observed.now < over).then(|| Turn::Wait {
+        reason: Reason::Soaking,
+        words: format!("{words} {}", observed.cluster.spec.upgrade.soak),
+        owner: Owner::Nobody,
+        until,
+    })
 }
 
 /// When the newest pod of the control plane has been there for the time of the soak.
