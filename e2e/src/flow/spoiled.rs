@@ -1,6 +1,7 @@
 //! Versions that are not what they should be. What a canary shows no client meets: the version is refused, with what was
 //! seen, and nothing of what runs was touched. What spoils later is rolled back by itself.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -71,17 +72,22 @@ pub(super) fn it_is_caught_too(stage: &Stage) -> Result<(), Error> {
 fn offered(stage: &Stage, cases: &[Case], story: impl Fn(&Case) -> Result<(), Error>) -> Result<(), Error> {
     let Ground { cluster, cache, .. } = stage.ground()?;
     let made = cases.iter().map(|case| &case.version).filter(|version| version.fault != MISSING);
-    let image = catalogue::spoiled(&cluster.borrow().toolbox, made)?;
+    let image = catalogue::spoiled(&cluster.borrow().toolbox, &made.collect::<Vec<_>>())?;
     cluster.borrow().import(&[image], cache)?;
     for case in cases {
         enter(stage, case.version.version)?;
     }
-    let result = cases.iter().try_for_each(story);
+    cases.iter().try_for_each(story)?;
+    // Nobody has any of them.
     for case in cases {
-        let what = ["delete", "kubernetesreleases.kaas.dev", case.version.version, "--wait=false"];
-        stage.kubectl.run(&what)?;
+        stage.kubectl.run(&[
+            "delete",
+            "kubernetesreleases.kaas.dev",
+            case.version.version,
+            "--wait=false",
+        ])?;
     }
-    result
+    Ok(())
 }
 
 /// An entry of the catalogue like the one of what runs, but for its API server.
@@ -103,7 +109,7 @@ fn enter(stage: &Stage, version: &str) -> Result<(), Error> {
 }
 
 fn caught(stage: &Stage, tenant: &str, case: &Case) -> Result<(), Error> {
-    let before = renewal::containers_of(stage, tenant)?;
+    let before = serving(stage, tenant)?;
     let started = Instant::now();
     let outcome = scale::under_load_of(stage, tenant, &told(&case.version), || {
         stage.change(tenant, &json!({"version": case.version.version}))?;
@@ -117,9 +123,15 @@ fn caught(stage: &Stage, tenant: &str, case: &Case) -> Result<(), Error> {
         back(stage, tenant)
     })?;
     scale::nothing_failed(&outcome)?;
-    let mut after = renewal::containers_of(stage, tenant)?;
-    after.retain(|container, _| !container.starts_with("kube-apiserver-canary"));
+    let after = serving(stage, tenant)?;
     claim(before == after, || format!("{before:?} became {after:?}"))
+}
+
+/// Containers with their restarts, but for those of canaries.
+fn serving(stage: &Stage, tenant: &str) -> Result<BTreeMap<String, i64>, Error> {
+    let mut containers = renewal::containers_of(stage, tenant)?;
+    containers.retain(|container, _| !container.starts_with("kube-apiserver-canary"));
+    Ok(containers)
 }
 
 fn told(version: &Spoiled) -> String {

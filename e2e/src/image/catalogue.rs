@@ -245,15 +245,14 @@ pub(crate) struct Spoiled {
 }
 
 /// Images of such API servers: the true one and what stands before it, the same in all of them.
-pub(crate) fn spoiled<'a>(
-    toolbox: &Toolbox,
-    versions: impl Iterator<Item = &'a Spoiled>,
-) -> Result<Image, Error> {
+pub(crate) fn spoiled(toolbox: &Toolbox, versions: &[&Spoiled]) -> Result<Image, Error> {
     let server = "/usr/local/bin/kube-apiserver";
-    let image = Image::new(format!("{REGISTRY}/kaas-dev/kaas-spoiled:{}", component::SPOILED.version))
+    // Named after all of them: another set is another image, and is imported.
+    let tag = versions.iter().map(|spoiled| spoiled.version).collect::<Vec<_>>().join("-");
+    let image = Image::new(format!("{REGISTRY}/kaas-dev/kaas-spoiled:{tag}"))
         .program(server, toolbox.program("spoiled")?)
         .program(&format!("{server}.true"), toolbox.program("kube-apiserver")?);
-    Ok(versions.fold(image, |image, Spoiled { version, fault, after }| {
+    Ok(versions.iter().fold(image, |image, Spoiled { version, fault, after }| {
         let environment = [("FAULT", fault), ("AFTER", after), ("VERSION", version)];
         let environment = environment.map(|(name, value)| format!("SPOILED_{name}={value}"));
         image.twin(format!("{REGISTRY}/kube-apiserver:{version}"), environment.into())

@@ -90,7 +90,10 @@ fn restored(
 ) -> Result<(Instant, Instant), Error> {
     stage.change(TENANT, &json!({"version": version}))?;
     let joined = || match serving(stage, version) {
-        Ok(0) => Err("none of its API servers has clients".to_owned()),
+        Ok(0) => Err(stage
+            .tenant(TENANT)
+            .map(|tenant| workers::text(&tenant, "/status/summary"))
+            .unwrap_or_default()),
         Ok(_) => Ok(Instant::now()),
         Err(error) => Err(error.to_string()),
     };

@@ -26,7 +26,7 @@ pub use self::removed::{api, watched};
 use super::path::{Version, Way, way};
 use crate::key_material;
 use crate::observed::{Answer, Observed};
-use crate::revision;
+use crate::revision::{self, Revision};
 use crate::verdict::{Is, Verdict};
 
 /// An operation is over in this time. A certificate that ends earlier and should have been renewed could end in it.
@@ -85,8 +85,13 @@ pub fn target(observed: &Observed) -> Option<&KubernetesReleaseSpec> {
 /// Whether somebody waits for the answer: another version is asked for than the one that runs, and no step to it was
 /// taken yet.
 pub fn asked(observed: &Observed) -> bool {
-    let begun = || revision::current(observed).is_some_and(|current| current.record.stage.emulates.is_some());
-    running(observed).is_some_and(|running| running != observed.cluster.spec.version) && !begun()
+    let asked = &observed.cluster.spec.version;
+    let begun = |current: Revision| {
+        let stage = current.record.stage;
+        stage.emulates.is_some() || stage.version == *asked
+    };
+    running(observed).is_some_and(|running| running != asked)
+        && !revision::current(observed).is_some_and(begun)
 }
 
 /// The version that runs: as status has it, or before it has one, as the API said just now.
