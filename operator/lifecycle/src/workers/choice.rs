@@ -5,7 +5,6 @@
 
 use std::cmp::Reverse;
 
-use jiff::Timestamp;
 use kaas_crds::name::DELETE_FIRST_ANNOTATION;
 use kaas_crds::worker_pool::{MOST_REMOVALS, Removal};
 
@@ -123,7 +122,7 @@ fn trait_of(member: &Member) -> String {
         Readiness::Silent => return "its kubelet is silent".into(),
         Readiness::Ready => {}
     }
-    format!("made at {}, {} pods", created(member), member.pods)
+    format!("made at {}, {} pods", member.created(), member.pods)
 }
 
 /// What it costs to lose a worker: the least first. What was chosen before stays chosen, so that late writes and changed
@@ -134,7 +133,7 @@ fn cost<'a>(observed: &PoolObserved, member: &'a Member) -> impl Ord + use<'a> {
         !delete_first(member),
         member.readiness,
         observed.is_current(&member.worker),
-        Reverse(created(member)),
+        Reverse(member.created()),
         member.pods,
         member.name(),
     )
@@ -150,8 +149,4 @@ fn delete_first(member: &Member) -> bool {
     annotations
         .and_then(|annotations| annotations.get(DELETE_FIRST_ANNOTATION))
         .is_some_and(|value| value != "false")
-}
-
-fn created(member: &Member) -> Timestamp {
-    member.worker.metadata.creation_timestamp.as_ref().map_or(Timestamp::MAX, |time| time.0)
 }

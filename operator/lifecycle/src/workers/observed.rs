@@ -283,6 +283,11 @@ impl Member {
         self.worker.metadata.uid.as_deref().unwrap_or_default()
     }
 
+    /// When it was made.
+    pub(super) fn created(&self) -> Timestamp {
+        self.worker.metadata.creation_timestamp.as_ref().map_or(Timestamp::MAX, |time| time.0)
+    }
+
     /// Whether its deletion has begun.
     pub fn going(&self) -> bool {
         self.worker.metadata.deletion_timestamp.is_some()

@@ -2,8 +2,8 @@
 //!
 //! A roll begins in a maintenance window of its cluster and then goes on to its end. It takes no worker that is well
 //! while one of the new template is not Ready, so that a bad template stops after the first worker that has it; and none
-//! while add-ons are being replaced or moved, because each worker that goes takes some of their pods along. What is not
-//! well goes without waiting: nothing is lost with it.
+//! while add-ons are being replaced or moved, because each worker that goes takes some of their pods along, or while they
+//! do not run since there is a worker of the new template. What is not well goes without waiting: nothing is lost with it.
 
 use jiff::{SignedDuration, Timestamp};
 use kaas_crds::Reason;
@@ -12,7 +12,8 @@ use kaas_crds::condition::ConditionType;
 use crate::upgrade::window::{Admission, admission};
 use crate::workers::observed::{Member, PoolObserved, Readiness};
 
-/// Add-ons that are not ready for longer hold up nothing: new workers may be what they need.
+/// Add-ons that are not ready for longer hold up nothing, if they were not before there was a worker of the new template:
+/// new workers may be what they need.
 const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
 
 /// What a roll waits for.
@@ -49,8 +50,13 @@ pub(super) fn wait(observed: &PoolObserved) -> Option<Wait> {
         );
     }
     let unready = cluster.addons.as_ref()?;
-    let until = unready.since.checked_add(PATIENCE).ok().filter(|until| observed.now < *until)?;
-    wait(format!("add-ons have to be ready first: {}", unready.message), Some(until))
+    let new = staying().filter(|member| observed.is_current(&member.worker)).map(Member::created).min();
+    let until = unready.since.checked_add(PATIENCE).ok();
+    let passes = new.is_none_or(|new| unready.since < new);
+    if passes && until.is_none_or(|until| observed.now >= until) {
+        return None;
+    }
+    wait(format!("add-ons have to be ready first: {}", unready.message), until.filter(|_| passes))
 }
 
 fn summary(member: &Member) -> &str {

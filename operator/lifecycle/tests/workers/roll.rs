@@ -44,6 +44,7 @@ fn unready(fleet: &mut Fleet) {
 fn no_worker_that_is_well_goes_while_add_ons_are_moved() {
     let mut fleet = outdated();
     unready(&mut fleet);
+    fleet.now += SignedDuration::from_secs(1);
     assert_eq!(told(&fleet), ["create Worker p-2"], "which takes nothing away");
     fleet.settle();
     assert_eq!(fleet.staying(), ["p-0", "p-1", "p-2"]);
@@ -51,7 +52,7 @@ fn no_worker_that_is_well_goes_while_add_ons_are_moved() {
     False Rolling: 2 workers are of an old template; add-ons have to be ready first: not ready: coredns 1 of 2
     Rolling: 1 of 3 workers are of the newest template; add-ons have to be ready first: not ready: coredns 1 of 2
     ");
-    assert_eq!(wakes(&fleet), Some(fleet.now + SignedDuration::from_mins(5)));
+    assert_eq!(wakes(&fleet), Some(fleet.now + SignedDuration::from_secs(299)));
     fleet.cluster.as_mut().unwrap().addons = None;
     assert_eq!(told(&fleet), ["record that these go: p-0"]);
     fleet.settle();
@@ -59,14 +60,32 @@ fn no_worker_that_is_well_goes_while_add_ons_are_moved() {
 }
 
 #[test]
-fn add_ons_that_stay_broken_hold_up_nothing_for_ever() {
+fn add_ons_that_were_broken_before_hold_up_nothing_for_ever() {
     let mut fleet = outdated();
     unready(&mut fleet);
+    fleet.now += SignedDuration::from_secs(1);
     fleet.settle();
-    fleet.now += SignedDuration::from_secs(299);
+    fleet.now += SignedDuration::from_secs(298);
     assert_eq!(told(&fleet), [""; 0]);
     fleet.now += SignedDuration::from_secs(1);
     assert_eq!(told(&fleet), ["record that these go: p-0"]);
+}
+
+#[test]
+fn add_ons_that_broke_with_the_new_template_stop_its_roll() {
+    let mut fleet = outdated();
+    fleet.turn();
+    for _ in 0..5 {
+        fleet.go_on();
+    }
+    unready(&mut fleet);
+    fleet.settle();
+    fleet.now += SignedDuration::from_hours(9);
+    assert_eq!(told(&fleet), [""; 0]);
+    assert_eq!((fleet.staying().len(), fleet.ready()), (3, 3));
+    fleet.cluster.as_mut().unwrap().addons = None;
+    fleet.settle();
+    assert!(fleet.workers.values().all(|worker| worker.spec.instance_type == "large"));
 }
 
 #[test]
@@ -106,10 +125,14 @@ fn a_bad_template_stops_after_the_first_worker_that_has_it() {
 #[test]
 fn a_roll_begins_in_a_window_and_goes_on_to_its_end() {
     let mut fleet = outdated();
-    let window = json!({"windows": [{"days": ["Sat"], "start": "02:00", "duration": "1h"}]});
+    let window =
+        json!({"windows": [{"days": ["Sat"], "start": "02:00", "duration": "1h", "timeZone": "UTC"}]});
     fleet.cluster.as_mut().unwrap().maintenance = serde_json::from_value(window).unwrap();
     assert_eq!(told(&fleet), [""; 0], "nothing is made for it either");
-    insta::assert_snapshot!(said(&mut fleet), @"");
+    insta::assert_snapshot!(said(&mut fleet), @"
+    False WaitingForWindow: 2 workers are of an old template; waiting for window until Sat 02:00 UTC
+    Roll is to come: 0 of 2 workers are of the newest template; waiting for window until Sat 02:00 UTC
+    ");
     let opens: Timestamp = "2026-06-06T02:00:00Z".parse().unwrap();
     fleet.edit(|spec| spec.replicas = 3);
     assert_eq!(told(&fleet), ["create Worker p-2"], "growing is no roll");
