@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Ground, POLL, Stage, claim, known_version, renewal, scale, small};
+use super::{Ground, POLL, SOON, Stage, claim, known_version, renewal, scale, small};
 use crate::Error;
 use crate::image::catalogue::{self, Spoiled};
 use crate::kubectl::{at, condition, reason};
@@ -22,6 +22,8 @@ pub(super) const CAUGHT_TOO: &str =
     "a version that crashes, hangs or is slow is caught before a client meets it";
 pub(super) const ROLLED_BACK: &str = "a version that spoils when it has clients is rolled back";
 
+/// Pods of canaries begin with this.
+const CANARY: &str = "kube-apiserver-canary";
 /// A server that is not ready is given three minutes.
 const LONGEST: Duration = Duration::from_secs(300);
 
@@ -78,16 +80,14 @@ fn offered(stage: &Stage, cases: &[Case], story: impl Fn(&Case) -> Result<(), Er
         enter(stage, case.version.version)?;
     }
     cases.iter().try_for_each(story)?;
-    // Nobody has any of them.
-    for case in cases {
-        stage.kubectl.run(&[
-            "delete",
-            "kubernetesreleases.kaas.dev",
-            case.version.version,
-            "--wait=false",
-        ])?;
-    }
-    Ok(())
+    cases.iter().try_for_each(|case| retire(stage, case.version.version))
+}
+
+/// Nobody has it any more; who uses an entry is counted every few seconds.
+fn retire(stage: &Stage, version: &str) -> Result<(), Error> {
+    let delete = ["delete", "kubernetesreleases.kaas.dev", version, "--wait=false"];
+    let deleted = || stage.kubectl.run(&delete).map(drop).map_err(|error| error.to_string());
+    wait::until(&format!("{version} to be used by nobody"), SOON, POLL, deleted, String::new)
 }
 
 /// An entry of the catalogue like the one of what runs, but for its API server.
@@ -130,7 +130,7 @@ fn caught(stage: &Stage, tenant: &str, case: &Case) -> Result<(), Error> {
 /// Containers with their restarts, but for those of canaries.
 fn serving(stage: &Stage, tenant: &str) -> Result<BTreeMap<String, i64>, Error> {
     let mut containers = renewal::containers_of(stage, tenant)?;
-    containers.retain(|container, _| !container.starts_with("kube-apiserver-canary"));
+    containers.retain(|container, _| !container.starts_with(CANARY));
     Ok(containers)
 }
 
@@ -169,5 +169,11 @@ fn recorded(object: &Value, word: &str, case: &Case) -> Result<(), Error> {
 fn back(stage: &Stage, tenant: &str) -> Result<(), Error> {
     stage.change(tenant, &json!({"version": known_version()}))?;
     let object = stage.await_settled(tenant)?;
-    claim(condition(&object, "Stalled") == Some("False"), || format!("still stalled: {object}"))
+    claim(condition(&object, "Stalled") == Some("False"), || format!("still stalled: {object}"))?;
+    // Its canary may still be ending, and is nothing that a later flow should find.
+    let gone = || match renewal::containers_of(stage, tenant).map_err(|error| error.to_string())? {
+        left if left.keys().any(|container| container.starts_with(CANARY)) => Err(format!("{left:?}")),
+        _ => Ok(()),
+    };
+    wait::until("the canary to be gone", SOON, POLL, gone, || stage.kubectl.report())
 }
