@@ -156,6 +156,13 @@ impl Site {
         Ok(Sample { name: name.to_owned(), uid, applied, begun, kubeconfig, ready, account })
     }
 
+    /// An administrator's kubeconfig of a tenant.
+    pub(super) fn kubeconfig(&self, name: &str) -> Result<String, Error> {
+        let secret = self.get(&format!("/api/v1/namespaces/{NAMESPACE}/secrets/{name}-kubeconfig"))?;
+        decode(at(&secret, "/data/value").as_str().unwrap_or_default())
+            .ok_or_else(|| Error::Invalid(format!("the Secret {name}-kubeconfig has no kubeconfig")))
+    }
+
     /// Deletes tenants at once; the time until the last one's object and namespace are gone.
     pub(super) fn delete(&self, samples: &[Sample]) -> Result<Duration, Error> {
         let begun = Instant::now();

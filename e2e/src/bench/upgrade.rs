@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Bench;
 use super::journal;
-use super::site::{NAMESPACE, Site, Storage, decode, path, tenant};
+use super::site::{Site, Storage, path, tenant};
 use super::table::{Figure, Of, Unit};
 use crate::Error;
 use crate::credentials::write_private;
@@ -138,12 +138,6 @@ impl Bench<'_> {
 }
 
 impl Site {
-    fn kubeconfig(&self, name: &str) -> Result<String, Error> {
-        let secret = self.get(&format!("/api/v1/namespaces/{NAMESPACE}/secrets/{name}-kubeconfig"))?;
-        decode(at(&secret, "/data/value").as_str().unwrap_or_default())
-            .ok_or_else(|| Error::Invalid(format!("the Secret {name}-kubeconfig has no kubeconfig")))
-    }
-
     /// Until everything of it runs.
     fn until_settled(&self, name: &str, release: &Release) -> Result<(), Error> {
         self.until(&format!("{name} to run"), || {

@@ -70,10 +70,12 @@ pub fn target(observed: &Observed) -> Option<&KubernetesReleaseSpec> {
         let to = version.parse().ok()?;
         matches!(way(from, to), Ok(Way::Patch | Way::Minor)).then_some(to)
     };
-    let back = |version: &str| version.parse().is_ok_and(|to| matches!(way(from, to), Ok(Way::Back)));
     let asked = &observed.cluster.spec.version;
     if asked != running {
-        return observed.catalogue.get(asked).filter(|_| reachable(asked).is_some() || back(asked));
+        return observed
+            .catalogue
+            .get(asked)
+            .filter(|_| reachable(asked).is_some() || back::is_back(running, asked));
     }
     let newer = observed
         .catalogue
@@ -118,7 +120,7 @@ pub fn findings(observed: &Observed, target: &KubernetesReleaseSpec) -> Vec<Find
             found.extend(budgets::findings(facts));
             found.extend(webhooks::findings(facts));
             found.extend(removed::findings(observed, facts, target));
-            let from = serving_release(observed).filter(|from| back::is_back(from, target));
+            let from = serving_release(observed).filter(|from| back::is_back(&from.version, &target.version));
             found.extend(from.into_iter().flat_map(|from| back::findings(facts, from, target)));
         }
         None => found.push(unseen()),

@@ -265,25 +265,25 @@ fn waiting_for_health(observed: &Observed) -> Option<Turn> {
 /// Whether pods are being replaced, or are going to be: between two components of a change all of them are settled for a
 /// moment.
 fn rolling(observed: &Observed) -> bool {
-    let taken = |component: &&str| {
-        let wanted = revision::current(observed).and_then(|current| {
-            current.objects.into_iter().find(|object| object.reference.name == **component)
-        });
+    if rollout::unsettled(observed) {
+        return true;
+    }
+    let Some(current) = revision::current(observed) else { return false };
+    [component::KUBE_APISERVER, component::KUBE_CONTROLLERS].iter().any(|component| {
+        let wanted = current.objects.iter().find(|object| object.reference.name == *component);
         let live = observed.live(Kind::Deployment, component);
-        wanted.zip(live).is_none_or(|(wanted, live)| binaries(&wanted.content) == binaries(&live.content))
-    };
-    rollout::unsettled(observed)
-        || ![component::KUBE_APISERVER, component::KUBE_CONTROLLERS].iter().all(taken)
+        wanted.zip(live).is_some_and(|(wanted, live)| binaries(&wanted.content) != binaries(&live.content))
+    })
 }
 
 /// What a workload runs, as far as versions go: images, and what they emulate.
 fn binaries(workload: &Value) -> Vec<(&str, Option<&str>)> {
     let containers = workload.pointer("/spec/template/spec/containers").and_then(Value::as_array);
     let told = containers.into_iter().flatten().map(|container| {
-        let text = |value: &'_ Value| value.as_str().map(|text| text.starts_with("--emulated-version="));
         let words = container.get("command").and_then(Value::as_array);
-        let emulated = words.into_iter().flatten().find(|word| text(word) == Some(true));
-        (container.get("image").and_then(Value::as_str).unwrap_or_default(), emulated.and_then(Value::as_str))
+        let mut words = words.into_iter().flatten().filter_map(Value::as_str);
+        let emulated = words.find(|word| word.starts_with("--emulated-version="));
+        (container.get("image").and_then(Value::as_str).unwrap_or_default(), emulated)
     });
     let mut all: Vec<_> = told.collect();
     all.sort_unstable();

@@ -283,6 +283,12 @@ impl Member {
         self.worker.metadata.uid.as_deref().unwrap_or_default()
     }
 
+    /// What it says of itself.
+    pub(super) fn summary(&self) -> &str {
+        let said = self.worker.status.as_ref().map(|status| status.summary.as_str());
+        said.filter(|text| !text.is_empty()).unwrap_or("just made")
+    }
+
     /// When it was made.
     pub(super) fn created(&self) -> Timestamp {
         self.worker.metadata.creation_timestamp.as_ref().map_or(Timestamp::MAX, |time| time.0)

@@ -194,12 +194,7 @@ fn not_ready(wanted: usize, well: usize, staying: &[&Member]) -> String {
         .filter(|member| member.readiness != Readiness::Ready)
         .min_by_key(|member| member.name());
     if let Some(first) = first {
-        let summary = first.worker.status.as_ref().map_or("", |status| status.summary.as_str());
-        text.push_str(&format!(
-            "; {}: {}",
-            first.name(),
-            if summary.is_empty() { "just made" } else { summary }
-        ));
+        text.push_str(&format!("; {}: {}", first.name(), first.summary()));
     }
     text
 }

@@ -45,7 +45,7 @@ pub(super) fn wait(observed: &PoolObserved) -> Option<Wait> {
         unproven.filter(|member| member.readiness != Readiness::Ready).min_by_key(|member| member.name())
     {
         return wait(
-            format!("{} of the new template is not Ready: {}", member.name(), summary(member)),
+            format!("{} of the new template is not Ready: {}", member.name(), member.summary()),
             None,
         );
     }
@@ -57,11 +57,6 @@ pub(super) fn wait(observed: &PoolObserved) -> Option<Wait> {
         return None;
     }
     wait(format!("add-ons have to be ready first: {}", unready.message), until.filter(|_| passes))
-}
-
-fn summary(member: &Member) -> &str {
-    let status = member.worker.status.as_ref();
-    status.map(|status| status.summary.as_str()).filter(|text| !text.is_empty()).unwrap_or("just made")
 }
 
 /// By what was said of it last: what is seen of workers does not tell a roll from a pool that grew.

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use kaas_lifecycle::upgrade::preflight::facts::Added;
-use kube::api::{Api, ApiResource, DynamicObject, ListParams};
-use kube::core::GroupVersionKind;
+use kube::api::DynamicObject;
 use kube::{Client, ResourceExt};
 use serde_json::Value;
 
-use super::{NAMED, PAGE};
+use super::{NAMED, list_pages, objects};
 
 /// So many pages of one resource are looked at for fields.
 const PAGES: usize = 20;
@@ -44,35 +43,26 @@ pub(super) async fn added(client: &Client, adds: &[String]) -> Result<Vec<Added>
 }
 
 async fn look(client: &Client, resource: &str, entries: Vec<String>) -> Result<Vec<Added>, kube::Error> {
-    let whole = |what| Added { what, all: true, ..Added::default() };
-    let mut found: Vec<Added> = entries.into_iter().map(whole).collect();
+    let named = |what| Added { what, ..Added::default() };
+    let mut found: Vec<Added> = entries.into_iter().map(named).collect();
     let Some((api, plural)) = resource.rsplit_once('/') else { return Ok(found) };
-    let (group, version) = api.split_once('/').unwrap_or(("", api));
     // The kind is not asked for by anybody: lists have none of their items'.
-    let kind = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, plural), plural);
-    let objects: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
-    let mut params = ListParams::default().limit(PAGE);
-    for page in 1..=PAGES {
-        let list = match objects.list(&params).await {
-            // It is not served: nobody can have stored one.
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(found),
-            other => other?,
-        };
-        for object in &list.items {
-            for added in &mut found {
-                if added.what.split_once(':').is_none_or(|(_, path)| has(&object.data, path)) {
-                    added.stored = added.stored.saturating_add(1);
-                    if added.names.len() < NAMED {
-                        added.names.push(told(object));
-                    }
+    let objects = objects(client, api, plural, plural);
+    let read = list_pages(&objects, PAGES, |object| {
+        for added in &mut found {
+            if added.what.split_once(':').is_none_or(|(_, path)| has(&object.data, path)) {
+                added.stored = added.stored.saturating_add(1);
+                if added.names.len() < NAMED {
+                    added.names.push(told(&object));
                 }
             }
         }
-        match list.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(_) if page == PAGES => found.iter_mut().for_each(|added| added.all = false),
-            Some(token) => params = params.continue_token(&token),
-            None => break,
-        }
+    });
+    match read.await {
+        Ok(all) => found.iter_mut().for_each(|added| added.all = all),
+        // It is not served: nobody can have stored one.
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        Err(error) => return Err(error),
     }
     Ok(found)
 }
@@ -86,11 +76,10 @@ fn told(object: &DynamicObject) -> String {
 
 /// Whether there is something at a path such as `spec.containers[].newField`.
 fn has(value: &Value, path: &str) -> bool {
-    let Some((step, rest)) =
-        path.split_once('.').map_or(Some((path, "")), Some).filter(|(step, _)| !step.is_empty())
-    else {
+    if path.is_empty() {
         return !value.is_null();
-    };
+    }
+    let (step, rest) = path.split_once('.').unwrap_or((path, ""));
     let (field, of_each) = step.strip_suffix("[]").map_or((step, false), |field| (field, true));
     let Some(inner) = value.get(field) else { return false };
     match inner.as_array().filter(|_| of_each) {

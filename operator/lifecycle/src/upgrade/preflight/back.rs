@@ -11,11 +11,11 @@ use kaas_crds::status::Owner;
 
 use super::Finding;
 use super::facts::{Added, Facts};
+use crate::upgrade::path::{Way, way};
 
-/// Whether this release is the minor version before the other one.
-pub fn is_back(from: &KubernetesReleaseSpec, to: &KubernetesReleaseSpec) -> bool {
-    use crate::upgrade::path::{Way, way};
-    let versions = from.version.parse().ok().zip(to.version.parse().ok());
+/// Whether the way from one version to the other leads to the minor version before.
+pub fn is_back(from: &str, to: &str) -> bool {
+    let versions = from.parse().ok().zip(to.parse().ok());
     versions.is_some_and(|(from, to)| matches!(way(from, to), Ok(Way::Back)))
 }
 
