@@ -147,9 +147,15 @@ impl Image {
         Ok(self.program("/bin/busybox", BUSYBOX.as_ref()))
     }
 
-    /// What translates addresses: nft, conntrack, and iptables in its nftables variant with all extensions.
+    /// What translates addresses: nft, conntrack, and iptables in its nftables variant with all extensions; and the names
+    /// that they call protocols by. A kube-proxy that starts anew reads what the one before it had left: told `6` where it
+    /// says `tcp`, it would take all of that away as not its own.
     fn packet_filter(self) -> Result<Self, Error> {
         let mut image = self.tools(&["nft", "conntrack", "xtables-nft-multi"])?;
+        for path in ["/etc/protocols", "/etc/services"] {
+            let names = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+            image = image.text(path, &names, 0o644);
+        }
         for family in ["iptables", "ip6tables"] {
             for action in ["", "-save", "-restore"] {
                 for variant in ["", "-nft"] {

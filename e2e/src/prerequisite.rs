@@ -41,6 +41,9 @@ const PROGRAMS: &[(&str, &str)] = &[
 /// File and the Debian package that has it.
 const FILES: &[(&str, &str)] = &[
     ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
+    // Where the packet filter's programs have the names of protocols and ports from.
+    ("/etc/protocols", "netbase"),
+    ("/etc/services", "netbase"),
     // protoc's own types, which etcd's definitions import.
     ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev"),
 ];
