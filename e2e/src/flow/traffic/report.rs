@@ -6,10 +6,8 @@ use serde::Deserialize;
 
 use crate::Error;
 
-/// The longest that a watch may take to tell a change that was answered, where it goes on over a new connection.
+/// The longest that a watch may take to tell a change that was answered.
 const WATCH_WAIT: Duration = Duration::from_secs(1);
-/// Where it asks again over the connection that it had, the server that ends tells it to come again after five seconds.
-const RETRIED_WATCH_WAIT: Duration = Duration::from_secs(7);
 /// A server that is told to end serves for ten seconds more, and may be asked in the first two of them still.
 const STREAM_LIFE: Duration = Duration::from_secs(8);
 /// What is told of the failures of one kind.
@@ -181,13 +179,12 @@ impl Report {
         }
         for watch in &self.watches {
             let name = format!("the {:?} watch {}", watch.kind, watch.protocol);
-            let longest = if watch.kind == Kind::Retried { RETRIED_WATCH_WAIT } else { WATCH_WAIT };
             never(watch.lost.count > 0, format!("{name} lost {:?}", watch.lost.first));
             never(watch.repeated.count > 0, format!("{name} repeated {:?}", watch.repeated.first));
             never(watch.refused.count > 0, format!("{name} was refused {} times", watch.refused.count));
             never(watch.told == 0, format!("{name} told nothing"));
             never(
-                watch.longest_wait > longest.as_secs_f64(),
+                watch.longest_wait > WATCH_WAIT.as_secs_f64(),
                 format!("{name} told a change after {:.2} s", watch.longest_wait),
             );
         }

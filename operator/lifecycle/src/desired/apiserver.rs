@@ -19,8 +19,6 @@ use crate::object::{Kind, Object};
 pub(super) const SHUTDOWN_DELAY_SECONDS: u32 = 10;
 /// The longest a request may take; those under way at the end of the delay are waited for.
 const REQUEST_TIMEOUT_SECONDS: u32 = 60;
-/// Watches end one after the other in this time, instead of all at once.
-const WATCH_GRACE_SECONDS: u32 = 5;
 /// Margin over both before the kubelet kills. A server without requests in flight is gone much sooner.
 const GRACE_SECONDS: u32 = SHUTDOWN_DELAY_SECONDS + REQUEST_TIMEOUT_SECONDS + 5;
 
@@ -178,8 +176,11 @@ fn command(inputs: &Inputs<'_>) -> Vec<String> {
         // How it ends, and how a roll goes unseen.
         seconds("request-timeout", REQUEST_TIMEOUT_SECONDS),
         seconds("shutdown-delay-duration", SHUTDOWN_DELAY_SECONDS),
-        seconds("shutdown-watch-termination-grace-period", WATCH_GRACE_SECONDS),
-        // Without it an old server with open watches stays until it is killed.
+        // At the end of the delay it refuses what is new with `Retry-After` and closes the connection, and two seconds after the
+        // last request under way it ends: without this it would stay for a minute wherever somebody follows a log. It
+        // ends no watch before itself (shutdown-watch-termination-grace-period): a watch that it ended would be asked
+        // for again on the connection that it had, be refused, and wait for five seconds. One that is cut is asked
+        // for again at once, on a new connection.
         flag("shutdown-send-retry-after", "true"),
         // HTTP/2 connections live for ever and would be cut at the end of the delay; this moves them in time, the
         // busy ones first. It is the same for one replica (a roll has two servers then as well), so that scaling
