@@ -15,7 +15,7 @@ use self::quorum::Members;
 use crate::action::{Action, Disruption, EtcdOrder, Issue, Material, Precondition};
 use crate::addons;
 use crate::desired;
-use crate::etcd::{self, CLUSTER_ID_KEY, Health};
+use crate::etcd::{self, CLUSTER_ID_KEY, Health, Places};
 use crate::key_material::{self, AUTHORITY_SECRET};
 use crate::object::{Kind, Object, Reference};
 use crate::observed::{Live, Namespace, Observed, Pod};
@@ -248,9 +248,8 @@ impl<'a> Lint<'a> {
             self.breach(Invariant::DataLost, "it would forget whose data it was");
         }
         if reference.kind == Kind::StatefulSet {
-            let replicas = object.content.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(1);
-            let before = live.map(|live| live.count("/spec/replicas"));
-            if let Err(fact) = self.members.scale(before, replicas) {
+            let before = live.map(|live| Places::of(&live.content));
+            if let Err(fact) = self.members.scale(before, Places::of(&object.content)) {
                 self.breach(Invariant::Quorum, fact);
             }
         }

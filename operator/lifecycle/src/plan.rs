@@ -204,8 +204,8 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
         if too_early || (exists && (changing || !turn)) {
             continue;
         }
-        let object = with_members(observed, revision::labelled(observed, object.clone()));
-        let object = with_certificate(observed, object);
+        let object = etcd::put_places(observed, revision::labelled(observed, object.clone()));
+        let object = with_certificate(observed, etcd::put_servers(observed, object));
         if let Some(action) = apply(observed, object) {
             changing |= exists;
             actions.push(action);
@@ -215,25 +215,11 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
         return actions;
     }
     match step {
-        Some(step) if !leaving || rollout::settled(observed, component::KUBE_APISERVER) => {
-            etcd::actions(observed, &step)
-        }
+        Some(step) if !leaving || etcd::turned(observed) => etcd::actions(observed, &step),
         Some(_) => Vec::new(),
-        None if rollout::members_may_restart(observed) => {
-            etcd::restart(observed).or_else(|| etcd::homecoming(observed)).into_iter().collect()
-        }
+        None if rollout::members_may_restart(observed) => etcd::restart(observed).into_iter().collect(),
         None => Vec::new(),
     }
-}
-
-/// The StatefulSet has as many pods as there are members now; the membership leads, the number of pods follows.
-fn with_members(observed: &Observed, mut object: Object) -> Object {
-    if object.reference.kind == Kind::StatefulSet
-        && let Some(replicas) = object.content.pointer_mut("/spec/replicas")
-    {
-        *replicas = etcd::replicas(observed).into();
-    }
-    object
 }
 
 /// API servers follow the certificate of their tunnel's server: an annotation of their pods says when it was made anew.

@@ -402,7 +402,12 @@ fn operation(
         // The first of its API servers answers.
         (OperationType::Create, spec.version.clone(), roll_step(observed))
     } else if let Some(step) = etcd::next_step(observed) {
-        (OperationType::ScaleEtcd, format!("{} members", spec.etcd.replicas), etcd::tell(&step))
+        let scaling = under_way(OperationType::ScaleEtcd).is_some() || !etcd::rolls(observed);
+        let (kind, target) = match scaling {
+            true => (OperationType::ScaleEtcd, format!("{} members", spec.etcd.replicas)),
+            false => (OperationType::Roll, spec.version.clone()),
+        };
+        (kind, target, etcd::tell(&step))
     } else if let (Some(scaling), true) = (under_way(OperationType::ScaleEtcd), rollout::unsettled(observed))
     {
         // API servers learn of the members: the last part of the same operation.

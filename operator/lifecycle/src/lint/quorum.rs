@@ -4,7 +4,7 @@
 use kaas_crds::name::component;
 
 use crate::action::EtcdOrder;
-use crate::etcd::quorum;
+use crate::etcd::{Places, Servers, dialled, quorum};
 use crate::observed::{self, Observed};
 
 /// Name of a member's volume claim is this and its name.
@@ -14,8 +14,8 @@ const CLAIM: &str = "data-";
 pub(super) struct Members {
     /// `None` when etcd did not answer, or without a leader: then its list of members may be an old one.
     known: Option<Vec<Member>>,
-    /// Whether data outlives a pod.
-    persistent: bool,
+    /// The only member that API servers know, if they know but one.
+    dialled: Option<i32>,
 }
 
 #[derive(Clone)]
@@ -32,7 +32,11 @@ impl Members {
     pub(super) fn of(observed: &Observed) -> Self {
         let led = observed.etcd.as_ref().filter(|etcd| etcd.leader != 0);
         let members = led.map(|etcd| etcd.members.iter().map(member).collect());
-        Members { known: members, persistent: observed.cluster.spec.etcd.storage.persistent.is_some() }
+        let dialled = match dialled(observed) {
+            Some(Servers::Lone(index)) => Some(index),
+            _ => None,
+        };
+        Members { known: members, dialled }
     }
 
     /// Whether the pod is that of a voter, as far as is known.
@@ -69,6 +73,9 @@ impl Members {
                 let at = members.iter().position(|member| member.id == *id).ok_or("it is no member")?;
                 let leaving = members.remove(at);
                 if leaving.voter {
+                    if leaving.healthy && self.dialled.is_some() && index(&leaving.name) == self.dialled {
+                        return Err("API servers know no other member".into());
+                    }
                     spared(&leaving, members)?;
                     kept(members)?;
                 }
@@ -79,7 +86,6 @@ impl Members {
 
     /// The pod of a member goes and comes again.
     pub(super) fn restart(&mut self, pod: &str) -> Result<(), String> {
-        let persistent = self.persistent;
         let members = self.known.as_mut().ok_or(UNHEARD)?;
         // The pod of no member, or of one that does not vote.
         let Some(at) = members.iter().position(|member| member.voter && member.name == pod) else {
@@ -88,8 +94,7 @@ impl Members {
         let mut going = members.remove(at);
         let voters = members.iter().filter(|member| member.voter).count();
         if voters == 0 {
-            // Nobody could take over from a lone member; what it has on a volume it has again.
-            return if persistent { Ok(()) } else { Err("its pod holds the only copy of the data".into()) };
+            return Err("it is the only voter, nobody could take over".into());
         }
         spared(&going, members)?;
         going.healthy = false;
@@ -97,13 +102,17 @@ impl Members {
         kept(members)
     }
 
-    /// The StatefulSet gets another number of pods; the last ones go, and their volumes with them.
-    pub(super) fn scale(&self, before: Option<i64>, replicas: i64) -> Result<(), String> {
-        let Some(before) = before.filter(|before| replicas < *before) else { return Ok(()) };
-        let Some(members) = &self.known else {
-            return Err(format!("{UNHEARD}, and {before} pods become {replicas}"));
+    /// The StatefulSet gets other pods; those that it has no place for go, and their volumes with them.
+    pub(super) fn scale(&self, before: Option<Places>, places: Places) -> Result<(), String> {
+        let goes = |pod: i32| !places.contains(pod);
+        let last = |places: Places| places.first.saturating_add(places.count);
+        let Some(before) = before.filter(|before| (before.first..last(*before)).any(goes)) else {
+            return Ok(());
         };
-        let losing = members.iter().find(|member| index(&member.name).is_some_and(|index| index >= replicas));
+        let Some(members) = &self.known else {
+            return Err(format!("{UNHEARD}, and {} pods become {}", before.count, places.count));
+        };
+        let losing = members.iter().find(|member| index(&member.name).is_some_and(goes));
         losing.map_or(Ok(()), |member| Err(format!("{} is still a member", member.name)))
     }
 
@@ -149,6 +158,6 @@ fn host(peer_urls: &[String]) -> String {
 }
 
 /// Position of a pod in its StatefulSet.
-fn index(pod: &str) -> Option<i64> {
+fn index(pod: &str) -> Option<i32> {
     pod.strip_prefix(component::ETCD)?.strip_prefix('-')?.parse().ok()
 }

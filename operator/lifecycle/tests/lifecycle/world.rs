@@ -55,6 +55,8 @@ pub(crate) struct World {
     pub(crate) status_writes: u64,
     /// What is on members' volumes: the volume, and the ID of the member that wrote it.
     pub(crate) data: BTreeMap<String, (String, u64)>,
+    /// Which members API servers dial, by their template.
+    pub(crate) dialled: BTreeMap<String, Vec<String>>,
     /// The planner, or one with a planted mistake.
     pub(crate) planner: fn(&Observed) -> Plan,
     version: u64,
@@ -140,6 +142,7 @@ impl World {
             writes: 0,
             status_writes: 0,
             data: BTreeMap::new(),
+            dialled: BTreeMap::new(),
             planner: plan,
             version: 1,
         }
@@ -249,7 +252,10 @@ impl World {
     }
 
     fn serving(&self) -> bool {
-        self.reachable && self.ready("etcd") && self.ready("kube-apiserver")
+        let mut servers = self.pods.iter().filter(|pod| pod.component == "kube-apiserver" && pod.ready);
+        self.reachable
+            && self.ready("etcd")
+            && servers.any(|server| self.is_answered(server, &BTreeSet::new()))
     }
 
     fn probe(&self) -> Option<Probe> {
@@ -381,6 +387,16 @@ impl World {
             }
             Kind::Secret if self.kubeconfig.as_ref().is_some_and(|secret| secret.uid == uid) => {
                 self.kubeconfig = None
+            }
+            // It is protected while a pod has it.
+            Kind::PersistentVolumeClaim
+                if self.pods.iter().any(|pod| reference.name.ends_with(&pod.name)) =>
+            {
+                let version = self.next();
+                if let Some(live) = self.objects.get_mut(reference).filter(|live| live.uid == uid) {
+                    let live = Arc::make_mut(live);
+                    (live.terminating, live.resource_version) = (true, version);
+                }
             }
             _ => {
                 self.objects.retain(|key, live| key != reference || live.uid != uid);

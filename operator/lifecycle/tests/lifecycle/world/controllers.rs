@@ -1,5 +1,6 @@
 //! The rest of the management cluster: workload controllers, kubelets, the namespace controller, etcd's elections.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kaas_lifecycle::difference::digest;
@@ -30,6 +31,10 @@ impl World {
             }
         }
         self.pods.retain(|pod| !pod.terminating);
+        let pods = &self.pods;
+        let held = |claim: &Reference| pods.iter().any(|pod| claim.name.ends_with(&pod.name));
+        self.objects
+            .retain(|key, live| key.kind != Kind::PersistentVolumeClaim || !live.terminating || held(key));
         self.elect();
         if self.namespaces.first().is_some_and(|namespace| namespace.terminating) {
             if self.pods.is_empty() {
@@ -135,18 +140,22 @@ impl World {
         let live = self.objects[reference].clone();
         let hash = digest(live.get("/spec/template").unwrap());
         let wanted = usize::try_from(live.count("/spec/replicas")).unwrap();
+        let first = usize::try_from(live.count("/spec/ordinals/start")).unwrap();
+        self.note_servers(&reference.name, &hash, &live);
         let component = reference.name.clone();
         let set = reference.kind == Kind::StatefulSet;
         if set {
-            for index in 0..wanted {
+            for index in first..first + wanted {
                 let name = format!("{component}-{index}");
                 self.claim(&live, &name);
                 if !self.pods.iter().any(|pod| pod.name == name) {
                     self.start(name, &component, &hash);
                 }
             }
-            let surplus =
-                |pod: &Pod| pod.name.rsplit('-').next().unwrap().parse::<usize>().unwrap() >= wanted;
+            let surplus = |pod: &Pod| {
+                let index = pod.name.rsplit('-').next().unwrap().parse::<usize>().unwrap();
+                !(first..first + wanted).contains(&index)
+            };
             let gone: Vec<String> = self
                 .pods
                 .iter()
@@ -191,6 +200,26 @@ impl World {
             live.content["status"] = status;
             live.resource_version = version;
         }
+    }
+
+    /// What API servers of this template dial.
+    fn note_servers(&mut self, component: &str, template: &str, live: &Live) {
+        if component != "kube-apiserver" || self.dialled.contains_key(template) {
+            return;
+        }
+        let command = live.get("/spec/template/spec/containers/0/command").unwrap().as_array().unwrap();
+        let flag =
+            command.iter().find_map(|flag| flag.as_str().unwrap().strip_prefix("--etcd-servers=")).unwrap();
+        let hosts = flag.split(',').map(|url| url["https://".len()..].split('.').next().unwrap().to_owned());
+        self.dialled.insert(template.to_owned(), hosts.collect());
+    }
+
+    /// Whether somebody who votes answers an API server, or would if he had not died by himself.
+    pub(crate) fn is_answered(&self, server: &Pod, lost: &BTreeSet<String>) -> bool {
+        let up = |name: &str| self.pods.iter().any(|pod| pod.name == name && pod.ready && !pod.terminating);
+        let votes = |name: &str| self.members.iter().any(|member| member.name == name && !member.learner);
+        let dialled = self.dialled.get(&server.template_hash);
+        dialled.into_iter().flatten().any(|name| votes(name) && up(name) || lost.contains(name))
     }
 
     fn claim(&mut self, set: &Live, pod: &str) {
