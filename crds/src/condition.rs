@@ -135,6 +135,10 @@ reasons! {
     Paused,
     /// The version is not in the catalogue.
     VersionNotInCatalogue,
+    /// The version of etcd that is asked for is in no KubernetesRelease.
+    EtcdVersionUnknown,
+    /// The version of etcd that is asked for cannot be had from what runs.
+    EtcdVersionUnsupported,
     /// The platform has not set a host for NodePort endpoints.
     EndpointHostMissing,
     /// The load balancer has no address yet.

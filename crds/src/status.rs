@@ -113,6 +113,8 @@ pub enum OperationType {
     Roll,
     /// etcd members are added, removed, replaced or restarted.
     ScaleEtcd,
+    /// etcd goes to another minor version.
+    UpgradeEtcd,
     /// The cluster goes away.
     Delete,
 }

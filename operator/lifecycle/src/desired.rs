@@ -46,7 +46,7 @@ use crate::tenant::{Platform, Tenant};
 pub const FRONT_PROXY_CLIENT: &str = "front-proxy-client";
 
 /// Everything that a control plane is made from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Inputs<'a> {
     /// Whose it is.
     pub tenant: &'a Tenant,
@@ -54,6 +54,8 @@ pub struct Inputs<'a> {
     pub spec: &'a TenantClusterSpec,
     /// The catalogue entry of the version.
     pub release: &'a KubernetesReleaseSpec,
+    /// Image of etcd, whole: it has a version of its own.
+    pub etcd_image: String,
     /// What the platform sets for all tenants.
     pub platform: &'a Platform,
     /// Whether etcd has, and always had, but one member: its timings follow.

@@ -12,6 +12,7 @@ mod memory;
 mod restart;
 mod servers;
 mod step;
+mod version;
 
 pub use self::health::{Health, health, quorum};
 pub use self::members::{Places, alone, bootstrap, members, placed, places, put_places};
@@ -19,6 +20,7 @@ pub use self::memory::identity;
 pub use self::restart::{outdated, restart};
 pub use self::servers::{Servers, dialled, put_servers, servers, turned};
 pub use self::step::{Step, actions, next_step, rolls, tell};
+pub use self::version::{Series, image, order, problem, progress, put_image, series_of};
 
 /// ConfigMap that members start from.
 pub const BOOTSTRAP: &str = "etcd-bootstrap";

@@ -15,7 +15,7 @@ use self::quorum::Members;
 use crate::action::{Action, Disruption, EtcdOrder, Issue, Material, Precondition};
 use crate::addons;
 use crate::desired;
-use crate::etcd::{self, CLUSTER_ID_KEY, Health, Places};
+use crate::etcd::{self, CLUSTER_ID_KEY, Health, Places, series_of};
 use crate::key_material::{self, AUTHORITY_SECRET};
 use crate::object::{Kind, Object, Reference};
 use crate::observed::{Live, Namespace, Observed, Pod};
@@ -30,6 +30,8 @@ pub enum Invariant {
     /// After the plan a quorum of etcd's voters is healthy and has its data; no healthy member goes while another is
     /// not well.
     Quorum,
+    /// No member gets an etcd that does not start on its data.
+    EtcdVersion,
     /// One pod of a component at a time, and no workload as a whole.
     Budget,
     /// At most one action that cannot be taken back.
@@ -130,6 +132,10 @@ fn tell(action: &Action) -> String {
         Action::Etcd(EtcdOrder::AddLearner { peer_url }) => format!("add etcd learner {peer_url}"),
         Action::Etcd(EtcdOrder::Promote { id }) => format!("promote etcd learner {id:x}"),
         Action::Etcd(EtcdOrder::Remove { id }) => format!("remove etcd member {id:x}"),
+        Action::Etcd(EtcdOrder::EnableDowngrade { version }) => {
+            format!("lower the format of etcd's data to that of {version}")
+        }
+        Action::Etcd(EtcdOrder::CancelDowngrade) => "raise the format of etcd's data again".into(),
     }
 }
 
@@ -251,6 +257,12 @@ impl<'a> Lint<'a> {
             let before = live.map(|live| Places::of(&live.content));
             if let Err(fact) = self.members.scale(before, Places::of(&object.content)) {
                 self.breach(Invariant::Quorum, fact);
+            }
+            let series = (live.and_then(|live| series_of(&live.content)), series_of(&object.content));
+            if let (Some(before), Some(after)) = series
+                && let Err(fact) = self.members.change(before, after)
+            {
+                self.breach(Invariant::EtcdVersion, fact);
             }
         }
     }

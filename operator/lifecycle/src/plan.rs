@@ -19,7 +19,7 @@ use crate::etcd::{self, Health, Step};
 use crate::key_material;
 use crate::object::{Kind, Object, Reference};
 use crate::observed::{Observed, Pod};
-use crate::revision::{self, Choice};
+use crate::revision::{self, Choice, Revision};
 use crate::rollout;
 use crate::validated::{Problem, validate};
 
@@ -35,6 +35,8 @@ pub struct Plan {
     pub problems: Vec<Problem>,
     /// What would be rendered now, if it differs from what is applied and nobody asked for it.
     pub pending: Option<kaas_crds::status::Pending>,
+    /// The minor version that etcd is on its way to, and how far it is.
+    pub etcd: Option<(String, String)>,
     /// When to look again although nothing happened.
     pub wake_at: Option<Timestamp>,
 }
@@ -66,6 +68,7 @@ pub fn plan(observed: &Observed) -> Plan {
     let (inputs, choice) = basis(observed, release);
     let Some(choice) = choice else { return plan };
     plan.pending = choice.pending.clone();
+    plan.etcd = members_of(&choice.revision).and_then(|wanted| etcd::progress(observed, wanted));
     if observed.adoptable().is_some() {
         // What is in it is not known before it is ours.
         plan.waves = vec![finalizer(observed), foundation(observed)];
@@ -87,7 +90,7 @@ pub fn plan(observed: &Observed) -> Plan {
     }
     if etcd::next_step(observed).is_some() {
         plan.wake_at = wake(observed, AT_ONCE);
-    } else if !plan.is_empty() || rollout::unsettled(observed) {
+    } else if !plan.is_empty() || rollout::unsettled(observed) || plan.etcd.is_some() {
         plan.wake_at = wake(observed, SOON);
     }
     plan
@@ -98,17 +101,21 @@ fn basis<'a>(
     observed: &'a Observed,
     release: Option<&'a KubernetesReleaseSpec>,
 ) -> (Option<Inputs<'a>>, Option<Choice>) {
-    let inputs = release.map(|release| Inputs {
+    let current = revision::current(observed);
+    let etcd_image = release
+        .and_then(|release| etcd::image(observed, current.as_ref().and_then(revision::etcd_image), release));
+    let inputs = release.zip(etcd_image).map(|(release, etcd_image)| Inputs {
         tenant: &observed.tenant,
         spec: &observed.cluster.spec,
         release,
+        etcd_image,
         platform: &observed.platform,
         alone: etcd::alone(observed),
     });
     // Without a catalogue entry nothing new can be rendered; what is stored goes on being applied.
     let choice = match &inputs {
         Some(inputs) => Some(revision::choose(observed, desired::rendering(inputs))),
-        None => revision::current(observed).map(|revision| Choice { revision, store: false, pending: None }),
+        None => current.map(|revision| Choice { revision, store: false, pending: None }),
     };
     (inputs, choice)
 }
@@ -205,6 +212,7 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
             continue;
         }
         let object = etcd::put_places(observed, revision::labelled(observed, object.clone()));
+        let object = etcd::put_image(observed, object);
         let object = with_certificate(observed, etcd::put_servers(observed, object));
         if let Some(action) = apply(observed, object) {
             changing |= exists;
@@ -214,12 +222,20 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
     if !actions.is_empty() {
         return actions;
     }
+    if let Some(order) = members_of(&choice.revision).and_then(|wanted| etcd::order(observed, wanted)) {
+        return vec![order];
+    }
     match step {
         Some(step) if !leaving || etcd::turned(observed) => etcd::actions(observed, &step),
         Some(_) => Vec::new(),
         None if rollout::members_may_restart(observed) => etcd::restart(observed).into_iter().collect(),
         None => Vec::new(),
     }
+}
+
+/// The members as a revision wants them.
+fn members_of(revision: &Revision) -> Option<&Object> {
+    revision.objects.iter().find(|object| object.reference.kind == Kind::StatefulSet)
 }
 
 /// API servers follow the certificate of their tunnel's server: an annotation of their pods says when it was made anew.

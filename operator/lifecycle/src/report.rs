@@ -345,6 +345,7 @@ fn kstatus(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created:
     } else if !plan.is_empty()
         || rollout::unsettled(observed)
         || etcd::next_step(observed).is_some()
+        || plan.etcd.is_some()
         || (!created && problem.is_none())
     {
         working("work is under way".into())
@@ -401,6 +402,10 @@ fn operation(
     } else if rollout::unsettled(observed) && (!answered || under_way(OperationType::Create).is_some()) {
         // The first of its API servers answers.
         (OperationType::Create, spec.version.clone(), roll_step(observed))
+    } else if let Some((version, progress)) = &plan.etcd {
+        let step = etcd::next_step(observed).map(|step| etcd::tell(&step));
+        let step = step.into_iter().fold(progress.clone(), |told, step| format!("{told}; {step}"));
+        (OperationType::UpgradeEtcd, version.clone(), step)
     } else if let Some(step) = etcd::next_step(observed) {
         let scaling = under_way(OperationType::ScaleEtcd).is_some() || !etcd::rolls(observed);
         let (kind, target) = match scaling {
@@ -408,10 +413,12 @@ fn operation(
             false => (OperationType::Roll, spec.version.clone()),
         };
         (kind, target, etcd::tell(&step))
-    } else if let (Some(scaling), true) = (under_way(OperationType::ScaleEtcd), rollout::unsettled(observed))
-    {
+    } else if let (Some(change), true) = (
+        under_way(OperationType::ScaleEtcd).or(under_way(OperationType::UpgradeEtcd)),
+        rollout::unsettled(observed),
+    ) {
         // API servers learn of the members: the last part of the same operation.
-        (scaling.kind, scaling.target.clone(), roll_step(observed))
+        (change.kind, change.target.clone(), roll_step(observed))
     } else if rollout::unsettled(observed) {
         (OperationType::Roll, spec.version.clone(), roll_step(observed))
     } else if let (Some(current), false) = (&before.operation, ready) {
@@ -490,6 +497,9 @@ fn summary(verdicts: &[Verdict], operation: Option<&Operation>, observed: &Obser
             _ if observed.cluster.spec.paused => "Running (paused)".into(),
             Some(operation) if operation.kind == OperationType::Roll => {
                 format!("Rolling: {}", operation.step)
+            }
+            Some(operation) if operation.kind == OperationType::UpgradeEtcd => {
+                format!("etcd goes to {}: {}", operation.target, operation.step)
             }
             Some(operation) if operation.kind == OperationType::ScaleEtcd => {
                 format!("Scaling etcd: {}", operation.step)

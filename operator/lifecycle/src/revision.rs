@@ -93,6 +93,12 @@ pub fn choose(observed: &Observed, fresh: Vec<Object>) -> Choice {
     Choice { revision: current, store: false, pending: Some(pending) }
 }
 
+/// Image of etcd in a revision.
+pub fn etcd_image(revision: &Revision) -> Option<&str> {
+    let set = revision.objects.iter().find(|object| object.reference.kind == Kind::StatefulSet)?;
+    set.content.pointer("/spec/template/spec/containers/0/image")?.as_str()
+}
+
 /// A workload without its own labels: they say whose it is, which can change (adoption), not what runs. What runs on
 /// workers has none that say that.
 fn anonymous(mut object: Object) -> Object {

@@ -24,12 +24,15 @@ pub(super) async fn observe(tenant: &Tenant, pods: &[Pod], keyring: &Keyring) ->
         leader: best.leader,
         members: best.members.clone(),
         alarms: best.alarms.clone(),
+        downgrade: best.downgrade.clone(),
     };
     for member in &mut etcd.members {
         let own = answers.iter().find(|(_, answer)| answer.member_id == member.id);
         if let Some((_, answer)) = own {
             member.healthy = answer.leader != 0;
             member.applied = answer.applied;
+            member.version.clone_from(&answer.version);
+            member.storage_version.clone_from(&answer.storage_version);
         }
     }
     Some(etcd)
@@ -43,6 +46,9 @@ struct Answer {
     /// Empty from a learner.
     members: Vec<Member>,
     alarms: Vec<String>,
+    version: String,
+    storage_version: String,
+    downgrade: Option<String>,
 }
 
 async fn ask(connection: &mut Connection) -> Option<Answer> {
@@ -53,6 +59,7 @@ async fn ask(connection: &mut Connection) -> Option<Answer> {
         false => (membership(connection).await?, connection.alarms().await.unwrap_or_default()),
     };
     let header = status.header()?;
+    let downgrade = status.downgrade_info().filter(|info| info.enabled());
     Some(Answer {
         cluster_id: header.cluster_id(),
         member_id: header.member_id(),
@@ -60,6 +67,9 @@ async fn ask(connection: &mut Connection) -> Option<Answer> {
         applied: status.raft_applied_index(),
         members,
         alarms,
+        version: status.version().to_owned(),
+        storage_version: status.storage_version().to_owned(),
+        downgrade: downgrade.map(|info| info.target_version().to_owned()),
     })
 }
 
@@ -70,8 +80,7 @@ async fn membership(connection: &mut Connection) -> Option<Vec<Member>> {
         name: member.name().to_owned(),
         peer_urls: member.peer_urls().to_vec(),
         learner: member.is_learner(),
-        healthy: false,
-        applied: 0,
+        ..Member::default()
     });
     Some(members.collect())
 }

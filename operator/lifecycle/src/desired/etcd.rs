@@ -186,7 +186,7 @@ fn container(inputs: &Inputs<'_>) -> Container {
     );
     Container {
         name: ETCD,
-        image: inputs.platform.image(&inputs.release.etcd.image),
+        image: inputs.etcd_image.clone(),
         command: command(inputs),
         environment,
         ports: vec![("client", CLIENT_PORT), ("peer", PEER_PORT), ("metrics", METRICS_PORT)],

@@ -105,6 +105,7 @@ impl World {
             tenant: &self.tenant,
             spec: &self.spec,
             release: &self.release,
+            etcd_image: self.platform.image(&self.release.etcd.image),
             platform: &self.platform,
             alone: self.alone,
         }

@@ -4,7 +4,7 @@
 use kaas_crds::name::component;
 
 use crate::action::EtcdOrder;
-use crate::etcd::{Places, Servers, dialled, quorum};
+use crate::etcd::{Places, Series, Servers, dialled, quorum};
 use crate::observed::{self, Observed};
 
 /// Name of a member's volume claim is this and its name.
@@ -24,6 +24,10 @@ struct Member {
     name: String,
     voter: bool,
     healthy: bool,
+    /// The minor version whose format its data has.
+    format: Option<Series>,
+    /// The minor version that it runs.
+    runs: Option<Series>,
 }
 
 const UNHEARD: &str = "no leader of etcd was heard";
@@ -61,7 +65,14 @@ impl Members {
                     return Err("there is a learner already".into());
                 }
                 kept(members)?;
-                members.push(Member { id: 0, name: String::new(), voter: false, healthy: false });
+                members.push(Member {
+                    id: 0,
+                    name: String::new(),
+                    voter: false,
+                    healthy: false,
+                    format: None,
+                    runs: None,
+                });
                 Ok(())
             }
             EtcdOrder::Promote { id } => {
@@ -81,6 +92,7 @@ impl Members {
                 }
                 Ok(())
             }
+            EtcdOrder::EnableDowngrade { .. } | EtcdOrder::CancelDowngrade => kept(members),
         }
     }
 
@@ -116,6 +128,24 @@ impl Members {
         losing.map_or(Ok(()), |member| Err(format!("{} is still a member", member.name)))
     }
 
+    /// Members get another minor version of etcd.
+    pub(super) fn change(&self, before: Series, after: Series) -> Result<(), String> {
+        if before == after {
+            return Ok(());
+        }
+        if !before.is_near(after) {
+            return Err(format!("from {before} to {after} is more than one minor version"));
+        }
+        let members = self.known.as_ref().ok_or(UNHEARD)?;
+        // All data has the format of the oldest voter that runs.
+        let mut voters = members.iter().filter(|member| member.voter);
+        let kept = voters.clone().any(|member| member.runs.is_some_and(|runs| runs <= after));
+        let newer = voters.find(|member| member.format.map_or(!kept, |format| format > after));
+        newer.map_or(Ok(()), |member| {
+            Err(format!("the data of {} is not known to be of {after} or before", member.name))
+        })
+    }
+
     /// A volume claim goes.
     pub(super) fn delete_volume(&self, claim: &str) -> Result<(), String> {
         let Some(name) = claim.strip_prefix(CLAIM) else { return Err("it is no member's volume".into()) };
@@ -148,7 +178,8 @@ fn spared(going: &Member, others: &[Member]) -> Result<(), String> {
 
 fn member(seen: &observed::Member) -> Member {
     let name = if seen.name.is_empty() { host(&seen.peer_urls) } else { seen.name.clone() };
-    Member { id: seen.id, name, voter: !seen.learner, healthy: seen.healthy }
+    let (format, runs) = (Series::of(&seen.storage_version), Series::of(&seen.version));
+    Member { id: seen.id, name, voter: !seen.learner, healthy: seen.healthy, format, runs }
 }
 
 /// Before its first start a member is known by its address alone, which begins with its pod's name.

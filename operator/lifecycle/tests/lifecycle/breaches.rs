@@ -164,6 +164,34 @@ fn a_lone_member_is_not_restarted_and_leaves_to_one_that_api_servers_know() {
 }
 
 #[test]
+fn members_get_no_etcd_that_does_not_start_on_their_data() {
+    let observed = settled(3);
+    let image = |observed: &Observed, version: &str| {
+        let (mut object, precondition) = again(observed, Kind::StatefulSet, "etcd");
+        let container = &mut object.content["spec"]["template"]["spec"]["containers"][0];
+        container["image"] = format!("registry.k8s.io/etcd:{version}-0").into();
+        vec![Action::Apply { object, precondition }]
+    };
+    for version in ["3.7.9", "3.8.0"] {
+        assert_eq!(broken(&observed, image(&observed, version)), [], "{version}");
+    }
+    for version in ["3.6.16", "3.9.0", "3.5.20"] {
+        assert_eq!(broken(&observed, image(&observed, version)), [Invariant::EtcdVersion], "{version}");
+    }
+    let mut lowered = observed.clone();
+    for member in &mut lowered.etcd.as_mut().unwrap().members {
+        member.storage_version = "3.6.0".into();
+    }
+    assert_eq!(broken(&lowered, image(&lowered, "3.6.16")), []);
+    lowered.etcd.as_mut().unwrap().members[2].storage_version.clear();
+    assert_eq!(broken(&lowered, image(&lowered, "3.6.16")), [Invariant::EtcdVersion], "one did not say");
+    lowered.etcd.as_mut().unwrap().members[0].version = "3.6.16".into();
+    assert_eq!(broken(&lowered, image(&lowered, "3.6.16")), [], "it is as old as the oldest");
+    lowered.etcd = None;
+    assert_eq!(broken(&lowered, image(&lowered, "3.6.16")), [Invariant::EtcdVersion], "nobody said");
+}
+
+#[test]
 fn the_membership_keeps_a_quorum_at_every_step() {
     let order = |order| vec![Action::Etcd(order)];
     let observed = settled(3);

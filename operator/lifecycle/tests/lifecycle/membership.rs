@@ -25,7 +25,7 @@ fn ephemeral(members: i32) -> World {
 }
 
 /// Settles, and asserts after each step that a quorum of voters is up.
-fn settle_with_quorum(world: &mut World) {
+pub(crate) fn settle_with_quorum(world: &mut World) {
     for _ in 0..150 {
         world.reconcile();
         world.controllers();

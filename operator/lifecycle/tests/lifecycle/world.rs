@@ -57,6 +57,11 @@ pub(crate) struct World {
     pub(crate) data: BTreeMap<String, (String, u64)>,
     /// Which members API servers dial, by their template.
     pub(crate) dialled: BTreeMap<String, Vec<String>>,
+    /// Minor version of etcd, by its members' template.
+    pub(crate) minors: BTreeMap<String, u32>,
+    /// Minor version that the data has the format of, and the one that it is lowered to.
+    pub(crate) format: u32,
+    pub(crate) lowered: Option<u32>,
     /// The planner, or one with a planted mistake.
     pub(crate) planner: fn(&Observed) -> Plan,
     version: u64,
@@ -143,6 +148,9 @@ impl World {
             status_writes: 0,
             data: BTreeMap::new(),
             dialled: BTreeMap::new(),
+            minors: BTreeMap::new(),
+            format: 0,
+            lowered: None,
             planner: plan,
             version: 1,
         }
@@ -244,7 +252,9 @@ impl World {
         }
         let led = members.iter().any(|member| member.id == self.leader && !member.learner && member.healthy);
         let leader = if led && healthy > voters / 2 { self.leader } else { 0 };
-        Some(Etcd { cluster_id: format!("{:x}", self.etcd_id), leader, members, alarms: vec![] })
+        let members = members.into_iter().map(|member| self.versioned(member)).collect();
+        let downgrade = self.lowered.map(|minor| format!("3.{minor}.0"));
+        Some(Etcd { cluster_id: format!("{:x}", self.etcd_id), leader, members, alarms: vec![], downgrade })
     }
 
     fn ready(&self, component: &str) -> bool {
@@ -302,6 +312,11 @@ impl World {
     fn order(&mut self, order: &EtcdOrder) {
         match order {
             EtcdOrder::MoveLeader { to } => self.leader = *to,
+            EtcdOrder::EnableDowngrade { version } => {
+                let minor = version.rsplit('.').next().unwrap().parse().unwrap();
+                (self.lowered, self.format) = (Some(minor), minor);
+            }
+            EtcdOrder::CancelDowngrade => self.lowered = None,
             EtcdOrder::AddLearner { peer_url } => {
                 self.version += 1;
                 let id = 100 + self.version;

@@ -36,6 +36,7 @@ impl World {
         self.objects
             .retain(|key, live| key.kind != Kind::PersistentVolumeClaim || !live.terminating || held(key));
         self.elect();
+        self.raise();
         if self.namespaces.first().is_some_and(|namespace| namespace.terminating) {
             if self.pods.is_empty() {
                 self.namespaces.clear();
@@ -75,7 +76,10 @@ impl World {
         let volume = self.volume_of(&pod.name).unwrap().to_owned();
         let data = self.data.get(&pod.name).is_some_and(|(on, _)| *on == volume);
         let member = self.members.iter().position(|member| name(member) == pod.name);
+        let minor = self.minors[&pod.template_hash];
         let works = match member {
+            // "cluster cannot be downgraded"
+            _ if minor < self.format => false,
             // Its data says who it is; an ID that is no longer a member's is turned away.
             Some(at) if data => self.data[&pod.name].1 == self.members[at].id,
             // Somebody who was added and never started.
@@ -109,6 +113,37 @@ impl World {
         }
     }
 
+    /// Minor version of the process in a pod.
+    fn minor_of(&self, member: &Member) -> Option<u32> {
+        let pod = self.pods.iter().find(|pod| pod.name == name(member) && pod.ready && !pod.terminating)?;
+        self.minors.get(&pod.template_hash).copied()
+    }
+
+    /// The newest of the members.
+    pub(crate) fn newest(&self) -> u32 {
+        self.members.iter().filter_map(|member| self.minor_of(member)).max().unwrap_or_default()
+    }
+
+    /// A member, with what it says of versions.
+    pub(crate) fn versioned(&self, member: Member) -> Member {
+        let Some(minor) = self.minor_of(&member) else { return member };
+        Member { version: format!("3.{minor}.3"), storage_version: format!("3.{}.0", self.format), ..member }
+    }
+
+    /// Once all members are newer the data is of their format, unless they were told to lower it.
+    fn raise(&mut self) {
+        let running: Option<Vec<u32>> = self.members.iter().map(|member| self.minor_of(member)).collect();
+        let Some(oldest) = running.as_ref().and_then(|all| all.iter().min()).copied() else { return };
+        if self.lowered.is_some_and(|lowered| lowered == self.newest()) {
+            // It is done.
+            self.lowered = None;
+        }
+        if self.lowered.is_none() && oldest > self.format {
+            self.format = oldest;
+            self.version += 1;
+        }
+    }
+
     /// Whether a member without data finds its name among those that it is to start with. A founder always does.
     fn may_start(&self, member: &str) -> bool {
         let home = self.tenant().control_plane_namespace();
@@ -123,7 +158,11 @@ impl World {
     /// Whether a member still has what it wrote.
     pub(crate) fn holds(&self, member: &Member) -> bool {
         let written = self.data.get(&member.name);
-        written.is_some_and(|(on, id)| self.volume_of(&member.name) == Some(on) && *id == member.id)
+        // What is to go with its pod is as good as gone.
+        let claim = format!("data-{}", member.name);
+        let goes = |(key, live): (&Reference, &Arc<Live>)| key.name == claim && live.terminating;
+        !self.objects.iter().any(goes)
+            && written.is_some_and(|(on, id)| self.volume_of(&member.name) == Some(on) && *id == member.id)
     }
 
     /// What the data of the member of this name is on: its claim, or its pod.
@@ -139,11 +178,16 @@ impl World {
     fn workload(&mut self, reference: &Reference) {
         let live = self.objects[reference].clone();
         let hash = digest(live.get("/spec/template").unwrap());
+        let set = reference.kind == Kind::StatefulSet;
         let wanted = usize::try_from(live.count("/spec/replicas")).unwrap();
         let first = usize::try_from(live.count("/spec/ordinals/start")).unwrap();
         self.note_servers(&reference.name, &hash, &live);
+        if set {
+            let image = live.get("/spec/template/spec/containers/0/image").unwrap().as_str().unwrap();
+            let minor = image.rsplit(':').next().unwrap().split('.').nth(1).unwrap().parse().unwrap();
+            self.minors.insert(hash.clone(), minor);
+        }
         let component = reference.name.clone();
-        let set = reference.kind == Kind::StatefulSet;
         if set {
             for index in first..first + wanted {
                 let name = format!("{component}-{index}");
