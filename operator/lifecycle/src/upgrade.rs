@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use self::stage::Turn;
 use crate::observed::Observed;
 use crate::revision;
 
@@ -17,6 +18,15 @@ pub mod preflight;
 pub mod stage;
 pub mod step;
 pub mod window;
+
+/// Whether an upgrade has begun and is not over, or begins now.
+pub fn under_way(observed: &Observed) -> bool {
+    let Some(record) = revision::current(observed).map(|current| current.record) else { return false };
+    let begun = record.stage.emulates.is_some()
+        || canary::live(observed).is_some()
+        || gate::watches(observed, &record);
+    begun || matches!(stage::next(observed, &record), Turn::Go { .. })
+}
 
 /// The catalogue entries that a cluster needs: of the version that is asked for, and of those that run.
 pub fn releases(observed: &Observed) -> BTreeSet<String> {

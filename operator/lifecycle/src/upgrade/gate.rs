@@ -39,13 +39,18 @@ const START: SignedDuration = SignedDuration::from_mins(3);
 /// What breaks later than so long after a patch was taken is not of the patch.
 const PATCH: SignedDuration = SignedDuration::from_hours(1);
 
-/// Why the change that this record began has to be taken back, if it has to be.
-pub fn breach(observed: &Observed, record: &Record) -> Option<String> {
-    record.before.as_ref()?;
+/// Whether the change that this record began has not proved itself yet.
+pub(super) fn watches(observed: &Observed, record: &Record) -> bool {
     let proved = !rollout::unsettled(observed) && soaked_at(observed).is_none_or(|over| observed.now >= over);
     // Another patch of the same minor version is all there is to it: some day it is simply what runs.
     let done = record.stage.emulates.is_none() && observed.now.duration_since(record.since) > PATCH;
-    if proved || done {
+    record.before.is_some() && !proved && !done
+}
+
+/// Why the change that this record began has to be taken back, if it has to be.
+pub fn breach(observed: &Observed, record: &Record) -> Option<String> {
+    // What etcd does on its way to another version was begun when this had proved itself.
+    if !watches(observed, record) || etcd::under_way(observed) {
         return None;
     }
     let changed = [component::KUBE_APISERVER, component::KUBE_CONTROLLERS];

@@ -219,18 +219,25 @@ pub(super) fn soaked_at(observed: &Observed) -> Option<Timestamp> {
     newest.checked_add(observed.cluster.spec.upgrade.soak.duration()).ok()
 }
 
-/// Nothing begins on a control plane that is not whole.
+/// Nothing begins on a control plane that is not whole, nor while etcd goes to another version.
 fn waiting_for_health(observed: &Observed) -> Option<Turn> {
-    let words = if !observed.serving() {
-        "requests through the endpoint fail; it goes on when they succeed".to_owned()
-    } else if etcd::health(observed) != Health::Healthy {
-        "etcd is not healthy; it goes on when it is".to_owned()
-    } else if etcd::next_step(observed).is_some() || rollout::unsettled(observed) {
-        "pods are being started or replaced; it goes on when they are ready".to_owned()
-    } else {
-        return None;
-    };
+    let changing = etcd::under_way(observed)
+        .then_some("etcd goes to another minor version; it goes on when all members run it");
+    let words = changing.or_else(|| amiss(observed))?.to_owned();
     Some(Turn::Wait { reason: Reason::ControlPlaneUnsettled, words, owner: Owner::Nobody, until: None })
+}
+
+/// What keeps a control plane from being whole.
+pub(crate) fn amiss(observed: &Observed) -> Option<&'static str> {
+    if !observed.serving() {
+        Some("requests through the endpoint fail; it goes on when they succeed")
+    } else if etcd::health(observed) != Health::Healthy {
+        Some("etcd is not healthy; it goes on when it is")
+    } else if etcd::next_step(observed).is_some() || rollout::unsettled(observed) {
+        Some("pods are being started or replaced; it goes on when they are ready")
+    } else {
+        None
+    }
 }
 
 fn no_way(observed: &Observed, at: &Stage, why: &str) -> Problem {
