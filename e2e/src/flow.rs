@@ -23,6 +23,7 @@ use crate::terminal::{complain, say};
 mod balancer;
 mod chaos;
 mod consent;
+mod etcd_version;
 mod forgery;
 mod load;
 mod overload;
@@ -199,6 +200,11 @@ const LONG: &[Flow] = &[
         run: overload::a_crowd_comes_and_goes,
     },
     Flow {
+        name: etcd_version::NAME,
+        local_only: Some("another cluster may not have both versions"),
+        run: etcd_version::there_and_back,
+    },
+    Flow {
         name: upgrade::NAME,
         local_only: Some("another cluster may not have both versions"),
         run: upgrade::goes_unnoticed,
@@ -305,9 +311,11 @@ impl Drop for Guarded {
 
 /// What flows on a local cluster run.
 pub(crate) fn order(operator: bool, extent: Extent) -> Order {
-    // A second Kubernetes is built for who upgrades from it only.
-    let upgrades = flows(extent).iter().any(|flow| flow.name == upgrade::NAME);
-    Order { operator, older: OLDER.iter().filter(|_| upgrades).collect(), load: upgrades }
+    let has = |name| flows(extent).iter().any(|flow| flow.name == name);
+    let load = has(upgrade::NAME);
+    // A second Kubernetes, and a second etcd with it, is built for who upgrades from it only.
+    let upgrades = load || has(etcd_version::NAME);
+    Order { operator, older: OLDER.iter().filter(|_| upgrades).collect(), load }
 }
 
 fn on_a_local_cluster(

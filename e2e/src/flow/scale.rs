@@ -117,9 +117,14 @@ pub(super) fn member_pod(stage: &Stage, name: &str) -> Result<String, Error> {
     stage.kubectl.run(&["--namespace", &home, "get", "pods", "--selector", selector, "--output", path])
 }
 
-/// etcdctl in a member's pod, as a member.
+/// etcdctl in the pod of some member.
 pub(super) fn etcdctl(stage: &Stage, name: &str, args: &[&str]) -> Result<Value, Error> {
-    let (home, member) = (stage.home(name)?, member_pod(stage, name)?);
+    etcdctl_in(stage, name, &member_pod(stage, name)?, args)
+}
+
+/// etcdctl in a member's pod, as that member.
+pub(super) fn etcdctl_in(stage: &Stage, name: &str, member: &str, args: &[&str]) -> Result<Value, Error> {
+    let home = stage.home(name)?;
     let keys = "/etc/kubernetes/pki";
     let flags = [
         "--endpoints=https://localhost:2379".to_owned(),
@@ -129,7 +134,7 @@ pub(super) fn etcdctl(stage: &Stage, name: &str, args: &[&str]) -> Result<Value,
         "--write-out=json".to_owned(),
     ];
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let pod = ["--namespace", &home, "exec", &member, "--", "etcdctl"];
+    let pod = ["--namespace", &home, "exec", member, "--", "etcdctl"];
     let text = stage.kubectl.run(&[&pod, flags.as_slice(), args].concat())?;
     serde_json::from_str(&text)
         .map_err(|error| Error::Invalid(format!("etcdctl {}: {error}", args.join(" "))))
