@@ -196,6 +196,14 @@ reasons! {
     KubeletTooOld,
     /// A kubelet is newer than the next version.
     KubeletTooNew,
+    /// The version that a pool asks for does not fit to its control plane.
+    VersionSkew,
+    /// Going back to the minor version before wants a word of consent.
+    GoingBack,
+    /// Objects are stored of a kind that the version to go back to does not have.
+    NewKindStored,
+    /// Objects have a field that the version to go back to does not have.
+    NewFieldStored,
     /// A PodDisruptionBudget never lets a pod go.
     BudgetBlocksDrain,
     /// A webhook that must answer has nobody who could.

@@ -26,6 +26,9 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("!has(oldSelf.spec.addons) || has(self.spec.addons)").message(
         "spec.addons: what a release says never changes; add another KubernetesRelease"
     ),
+    validation = Rule::new("!has(oldSelf.spec.adds) || has(self.spec.adds)").message(
+        "spec.adds: what a release says never changes; add another KubernetesRelease"
+    ),
     validation = Rule::new("!has(oldSelf.spec.removes) || has(self.spec.removes)").message(
         "spec.removes: what a release says never changes; add another KubernetesRelease"
     ),
@@ -65,6 +68,20 @@ pub struct KubernetesReleaseSpec {
         )
     )]
     pub removes: Vec<String>,
+
+    /// Kinds and fields that the minor version before does not have: a group, a version and a resource, and for a field
+    /// its path, for example `certificates.k8s.io/v1/clustertrustbundles` or `v1/pods:spec.containers[].newField`; fields of a
+    /// pod's spec are meant in templates of pods too. Whoever wants to go back is told which of them are in use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 253)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Atomic,
+        validation = Rule::new("self == oldSelf").message("spec.adds: what a release says never changes; add another KubernetesRelease"),
+        validation = Rule::new("self.all(api, api.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?v[0-9]+((alpha|beta)[0-9]+)?/[a-z]+(:[A-Za-z0-9.]+(\\\\[\\\\][A-Za-z0-9.]*)*)?$'))").message(
+            "spec.adds: each must be a group, a version and a resource, and perhaps a field, for example v1/pods:spec.containers[].newField"
+        )
+    )]
+    pub adds: Vec<String>,
 }
 
 /// Images of the control plane.

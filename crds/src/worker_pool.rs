@@ -59,6 +59,18 @@ pub struct WorkerPoolSpec {
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub instance_types: Vec<String>,
 
+    /// Kubernetes version of the workers, for example `v1.36.3`: of the catalogue, not newer than the control plane and at
+    /// most three minor versions older. Without it they follow each version that the control plane has completed.
+    /// Another one replaces the workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^v1\\\\.[0-9]{1,3}\\\\.[0-9]{1,3}$')").message(Message::Expression(
+            "\"spec.version: '\" + self + \"' must look like v1.37.1; kubectl get kubernetesreleases lists what there is\"".into()
+        ))
+    )]
+    pub version: Option<String>,
+
     /// Where the machines come from.
     pub infrastructure: Infrastructure,
 

@@ -114,6 +114,7 @@ fn release() -> Value {
                 "worker": "ghcr.io/kaas-dev/kaas-worker:v1.37.1",
             },
             "removes": ["networking.k8s.io/v1beta1/ipaddresses"],
+            "adds": ["certificates.k8s.io/v1/clustertrustbundles"],
         },
         "status": {"usedBy": ["team-a/blue"], "users": 1, "summary": "1: team-a/blue"},
     })
@@ -133,7 +134,7 @@ fn pool() -> Value {
         "kind": "WorkerPool",
         "metadata": {"name": "general", "namespace": "team-a", "generation": 2},
         "spec": {
-            "clusterName": "blue", "replicas": 3, "instanceTypes": ["small"],
+            "clusterName": "blue", "replicas": 3, "version": "v1.36.3", "instanceTypes": ["small"],
             "infrastructure": {"pod": {}, "external": {}},
             "template": {
                 "labels": {"example.com/role": "web"},

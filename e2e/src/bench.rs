@@ -14,6 +14,7 @@ mod site;
 mod stage;
 mod table;
 mod timeline;
+mod upgrade;
 mod workers;
 mod writes;
 
@@ -26,8 +27,10 @@ use crate::Error;
 use crate::audit::Mark;
 use crate::cluster::{Cluster, Spec};
 use crate::compile::{self, Order};
+use crate::component::LOAD;
 use crate::flow::Guarded;
 use crate::layout::{Cache, Repository};
+use crate::release::OLDER;
 use crate::terminal::say;
 use crate::wait;
 
@@ -70,6 +73,8 @@ pub enum Part {
     Played,
     /// The operator's memory with workers that are played, of tenants that are.
     Crowd,
+    /// Upgrades to the next minor version under load. It builds another Kubernetes: only where it is asked for.
+    Upgrade,
 }
 
 /// How much is measured.
@@ -116,7 +121,7 @@ impl Plan {
     }
 
     fn has(&self, part: Part) -> bool {
-        self.only.is_empty() || self.only.contains(&part)
+        (self.only.is_empty() && part != Part::Upgrade) || self.only.contains(&part)
     }
 
     /// Numbers of tenants that are created at once, and with which memory is looked at.
@@ -160,16 +165,26 @@ pub fn run(
     plan: &Plan,
 ) -> Result<(), Error> {
     crate::prerequisite::ensure(repository, cache)?;
-    let build =
-        compile::build_all(repository, cache, &Order { operator: operator.is_none(), ..Order::default() })?;
+    let upgrades = plan.has(Part::Upgrade);
+    let older = if upgrades { OLDER.iter().take(1).collect() } else { vec![] };
+    let programs = if upgrades { vec![&LOAD] } else { vec![] };
+    let order = Order { operator: operator.is_none(), older, programs };
+    let build = compile::build_all(repository, cache, &order)?;
     let operator = operator.or(build.operator);
     let facts = Facts::take(repository)?;
     say(facts.told());
     let journal = Journal::begin(cache, &facts, &json!(format!("{plan:?}")))?;
     let mut results = Results { journal, figures: Vec::new() };
     let mut measured = Ok(());
-    let on_pods =
-        [Part::Creation, Part::Together, Part::Memory, Part::Restart, Part::Deletion, Part::Workers];
+    let on_pods = [
+        Part::Creation,
+        Part::Together,
+        Part::Memory,
+        Part::Restart,
+        Part::Deletion,
+        Part::Workers,
+        Part::Upgrade,
+    ];
     if on_pods.into_iter().any(|part| plan.has(part)) {
         let guarded = Guarded::new("bench", repository, cache)?;
         let spec =
@@ -239,6 +254,9 @@ impl Bench<'_> {
         }
         if plan.has(Part::Workers) {
             self.workers()?;
+        }
+        if let (true, Some(older)) = (plan.has(Part::Upgrade), OLDER.first()) {
+            self.upgrades(older)?;
         }
         self.stand(0)
     }

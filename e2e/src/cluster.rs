@@ -211,9 +211,14 @@ impl Cluster {
     pub(crate) fn import_operator(&mut self, program: &Path, cache: &Cache) -> Result<Option<String>, Error> {
         let tag = crate::digest::short(&crate::digest::of_file(program)?, 12);
         let images = catalogue::management(&self.toolbox, cache, Some((program, &tag)))?;
-        let namespaces = Namespaces::of(&self.state);
-        Runtime { toolbox: &self.toolbox, mount: namespaces.mount() }.import(&images, cache)?;
+        self.import(&images, cache)?;
         Ok(self.operator_tag.replace(tag))
+    }
+
+    /// Imports further images.
+    pub(crate) fn import(&self, images: &[Image], cache: &Cache) -> Result<(), Error> {
+        let namespaces = Namespaces::of(&self.state);
+        Runtime { toolbox: &self.toolbox, mount: namespaces.mount() }.import(images, cache)
     }
 
     fn log_of(&self, daemon: &str) -> PathBuf {

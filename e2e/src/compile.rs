@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::Error;
 use crate::cache::Entry;
-use crate::component::{Component, LOAD};
+use crate::component::Component;
 use crate::digest;
 use crate::invocation::Invocation;
 use crate::layout::{Cache, Repository};
@@ -41,8 +41,8 @@ pub struct Order {
     pub operator: bool,
     /// Older releases for tenants.
     pub older: Vec<&'static Release>,
-    /// The load of flows.
-    pub load: bool,
+    /// Programs of flows.
+    pub(crate) programs: Vec<&'static Component>,
 }
 
 /// What `up` runs.
@@ -60,8 +60,8 @@ pub struct Build {
 /// The first failure of either side.
 pub fn build_all(repository: &Repository, cache: &Cache, order: &Order) -> Result<Build, Error> {
     let older = order.older.iter().flat_map(|release| release.rows);
-    let load = order.load.then_some(&LOAD);
-    let rows: Vec<&Component> = NEWEST.rows.iter().chain(older).chain(load).collect();
+    let programs = order.programs.iter().copied();
+    let rows: Vec<&Component> = NEWEST.rows.iter().chain(older).chain(programs).collect();
     std::thread::scope(|scope| {
         let rust = order.operator.then(|| scope.spawn(|| build_operator(repository, cache)));
         let toolbox = Toolbox::of(build_components(&rows, repository, cache)?, &order.older);

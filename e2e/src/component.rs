@@ -163,6 +163,16 @@ pub(crate) static LOAD: Component = Component {
     native: false,
 };
 
+/// API servers with a fault, for flows that upgrade to them.
+pub(crate) static SPOILED: Component = Component {
+    name: "spoiled",
+    module: "kaas.dev/e2e/spoiled",
+    version: "v1",
+    programs: &[(OWN, "spoiled")],
+    stamps: &[],
+    native: false,
+};
+
 impl Component {
     /// The row of the newest release that `program` is built from.
     pub(crate) fn of_program(program: &str) -> Option<&'static Self> {

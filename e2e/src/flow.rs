@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::Error;
 use crate::cluster::{Cluster, Spec};
 use crate::compile::{self, Order, Toolbox};
+use crate::component;
 use crate::credentials::write_private;
 use crate::kubectl::{Kubectl, at, condition};
 use crate::layout::{Cache, Repository, State};
@@ -25,13 +26,16 @@ mod chaos;
 mod consent;
 mod etcd_version;
 mod forgery;
+mod handover;
 mod load;
 mod overload;
 mod policy;
+mod preflight;
 mod renewal;
 mod scale;
+mod spoiled;
 mod tenant;
-mod traffic;
+pub(crate) mod traffic;
 mod upgrade;
 mod workers;
 
@@ -156,6 +160,7 @@ const FLOWS: &[Flow] = &[
         local_only: None,
         run: policy::a_stranger_does_not_reach_etcd,
     },
+    Flow { name: spoiled::CAUGHT, local_only: Some(SPOILS), run: spoiled::it_is_caught },
     Flow {
         name: consent::NAME,
         local_only: Some("it installs another build of the operator"),
@@ -209,10 +214,23 @@ const LONG: &[Flow] = &[
         local_only: Some("another cluster may not have both versions"),
         run: upgrade::goes_unnoticed,
     },
+    Flow {
+        name: preflight::NAME,
+        local_only: Some("another cluster may not have both versions"),
+        run: preflight::the_caller_is_named,
+    },
+    Flow {
+        name: handover::NAME,
+        local_only: Some("it installs another build of the operator"),
+        run: handover::the_successor_goes_on,
+    },
+    Flow { name: spoiled::CAUGHT_TOO, local_only: Some(SPOILS), run: spoiled::it_is_caught_too },
+    Flow { name: spoiled::ROLLED_BACK, local_only: Some(SPOILS), run: spoiled::it_is_rolled_back },
 ];
 
 const UNREACHABLE: &str = "its load needs an endpoint that is reached from here";
 const BELOW: &str = "it kills processes of the node";
+const SPOILS: &str = "it puts versions that do not work into the catalogue";
 
 /// How much is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -311,11 +329,17 @@ impl Drop for Guarded {
 
 /// What flows on a local cluster run.
 pub(crate) fn order(operator: bool, extent: Extent) -> Order {
-    let has = |name| flows(extent).iter().any(|flow| flow.name == name);
-    let load = has(upgrade::NAME);
+    let any = |names: &[&str]| flows(extent).iter().any(|flow| names.contains(&flow.name));
+    let upgrades = any(&[upgrade::NAME]);
     // A second Kubernetes, and a second etcd with it, is built for who upgrades from it only.
-    let upgrades = load || has(etcd_version::NAME);
-    Order { operator, older: OLDER.iter().filter(|_| upgrades).collect(), load }
+    let older = any(&[upgrade::NAME, preflight::NAME, handover::NAME, etcd_version::NAME]);
+    let spoils = any(&[spoiled::CAUGHT, spoiled::CAUGHT_TOO, spoiled::ROLLED_BACK]);
+    let programs = [(upgrades, &component::LOAD), (spoils, &component::SPOILED)];
+    Order {
+        operator,
+        older: OLDER.iter().filter(|_| older).collect(),
+        programs: programs.into_iter().filter_map(|(wanted, row)| wanted.then_some(row)).collect(),
+    }
 }
 
 fn on_a_local_cluster(

@@ -45,6 +45,8 @@ pub(crate) struct Image {
     entrypoint: Vec<String>,
     command: Vec<String>,
     user: &'static str,
+    /// The same content under other references, each with an environment of its own.
+    twins: Vec<(String, Vec<String>)>,
 }
 
 /// An image as a file.
@@ -69,6 +71,7 @@ impl Image {
             entrypoint: Vec::new(),
             command: Vec::new(),
             user: "",
+            twins: Vec::new(),
         }
     }
 
@@ -112,6 +115,12 @@ impl Image {
 
     fn user(mut self, user: &'static str) -> Self {
         self.user = user;
+        self
+    }
+
+    /// Under another reference too, told from the others by its environment alone: the archive has the content once.
+    fn twin(mut self, reference: String, environment: Vec<String>) -> Self {
+        self.twins.push((reference, environment));
         self
     }
 
@@ -168,7 +177,7 @@ impl Image {
             }
             _ => {
                 std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
-                let digest = archive::write(&self.reference, &self.options(), &content, &path)?;
+                let digest = archive::write(&self.variants(), &content, &path)?;
                 crate::record::write_whole(&sum, digest.as_bytes())?;
                 digest
             }
@@ -219,15 +228,25 @@ impl Image {
     fn key(&self, content: &Content) -> Result<String, Error> {
         let mut hasher = Hasher::new();
         hasher.field(FORMAT.as_bytes());
-        hasher.field(self.reference.as_bytes());
-        hasher.field(self.options().to_string().as_bytes());
+        for (reference, options) in self.variants() {
+            hasher.field(reference.as_bytes());
+            hasher.field(options.to_string().as_bytes());
+        }
         content.hash(&mut hasher)?;
         Ok(digest::short(&hasher.finish(), 24))
     }
 
-    fn options(&self) -> serde_json::Value {
+    /// Every reference with what containers of it run, its own first.
+    fn variants(&self) -> Vec<(&str, serde_json::Value)> {
+        let twins =
+            self.twins.iter().map(|(reference, environment)| (reference.as_str(), self.options(environment)));
+        std::iter::once((self.reference.as_str(), self.options(&[]))).chain(twins).collect()
+    }
+
+    fn options(&self, environment: &[String]) -> serde_json::Value {
+        let variables = std::iter::once(PATH).chain(environment.iter().map(String::as_str));
         json!({
-            "Env": [PATH],
+            "Env": variables.collect::<Vec<_>>(),
             "Entrypoint": self.entrypoint,
             "Cmd": self.command,
             "User": self.user,

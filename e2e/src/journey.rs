@@ -47,7 +47,7 @@ pub fn up(
         demo::accepts(state, asked)?;
     }
     prerequisite::ensure(repository, cache)?;
-    let order = Order { operator: operator == Operator::Build, older, load: false };
+    let order = Order { operator: operator == Operator::Build, older, ..Order::default() };
     let build = compile::build_all(repository, cache, &order)?;
     say(format!("programs are there ({} s)", started.elapsed().as_secs()));
     let bare = operator == Operator::None;
@@ -136,7 +136,7 @@ pub fn build(repository: &Repository, cache: &Cache, asked: Option<&'static Rele
     prerequisite::ensure(repository, cache)?;
     let started = Instant::now();
     let older = older(asked, &[]);
-    compile::build_all(repository, cache, &Order { operator: true, older, load: false })?;
+    compile::build_all(repository, cache, &Order { operator: true, older, ..Order::default() })?;
     say(format!("everything is built ({} s)", started.elapsed().as_secs()));
     Ok(())
 }

@@ -127,7 +127,12 @@ impl Site {
     }
 
     fn create_one(&self, name: &str, storage: Storage) -> Result<Sample, Error> {
-        let created = self.ask("POST", TENANTS, Some(&tenant(name, storage)), 201)?;
+        self.create_of(name, &tenant(name, storage))
+    }
+
+    /// Creates a tenant from its whole object, and waits until it serves and has its default ServiceAccount.
+    pub(super) fn create_of(&self, name: &str, object: &Value) -> Result<Sample, Error> {
+        let created = self.ask("POST", TENANTS, Some(object), 201)?;
         let (applied, begun) = (Timestamp::now(), Instant::now());
         let secret = format!("/api/v1/namespaces/{NAMESPACE}/secrets/{name}-kubeconfig");
         let probe = self.until(&format!("kubeconfig of {name}"), || {
@@ -149,6 +154,13 @@ impl Site {
         let account = begun.elapsed();
         let uid = at(&created, "/metadata/uid").as_str().unwrap_or_default().to_owned();
         Ok(Sample { name: name.to_owned(), uid, applied, begun, kubeconfig, ready, account })
+    }
+
+    /// An administrator's kubeconfig of a tenant.
+    pub(super) fn kubeconfig(&self, name: &str) -> Result<String, Error> {
+        let secret = self.get(&format!("/api/v1/namespaces/{NAMESPACE}/secrets/{name}-kubeconfig"))?;
+        decode(at(&secret, "/data/value").as_str().unwrap_or_default())
+            .ok_or_else(|| Error::Invalid(format!("the Secret {name}-kubeconfig has no kubeconfig")))
     }
 
     /// Deletes tenants at once; the time until the last one's object and namespace are gone.
@@ -182,7 +194,7 @@ pub(super) fn path(name: &str) -> String {
 }
 
 /// One API server, one member, reached through a node port.
-fn tenant(name: &str, storage: Storage) -> Value {
+pub(super) fn tenant(name: &str, storage: Storage) -> Value {
     let storage = match storage {
         Storage::Claim => json!({"persistent": {"size": "1Gi"}}),
         Storage::Pod => json!({"ephemeral": {}}),

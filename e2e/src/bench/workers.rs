@@ -108,9 +108,7 @@ impl Bench<'_> {
 impl Site {
     /// An administrator's access to a tenant.
     fn inside(&self, tenant: &str) -> Result<Probe, Error> {
-        let secret = self.get(&format!("/api/v1/namespaces/{NAMESPACE}/secrets/{tenant}-kubeconfig"))?;
-        let text = super::site::decode(at(&secret, "/data/value").as_str().unwrap_or_default());
-        Probe::of_kubeconfig(&text.unwrap_or_default())
+        Probe::of_kubeconfig(&self.kubeconfig(tenant)?)
     }
 
     /// Makes a pool of one, and notes when each milestone was seen, from the answer on.

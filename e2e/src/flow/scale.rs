@@ -207,7 +207,7 @@ pub(super) fn nothing_failed(outcome: &Outcome) -> Result<(), Error> {
     no_change_is_lost(outcome)
 }
 
-fn no_change_is_lost(outcome: &Outcome) -> Result<(), Error> {
+pub(super) fn no_change_is_lost(outcome: &Outcome) -> Result<(), Error> {
     claim(outcome.lost.is_empty() && outcome.repeated.is_empty(), || {
         format!("the watch missed or repeated changes: {}\n  {}", outcome.line(), outcome.details())
     })

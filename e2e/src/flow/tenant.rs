@@ -88,6 +88,13 @@ pub(super) fn an_unknown_version_is_named(stage: &Stage) -> Result<(), Error> {
         .map(drop)
 }
 
+/// What is said of every tenant.
+fn statuses(stage: &Stage) -> Result<Vec<Value>, Error> {
+    let found = stage.kubectl.read(&["--namespace", NAMESPACE, "get", "tenantclusters.kaas.dev"])?;
+    let all = at(&found, "/items").as_array().cloned().unwrap_or_default();
+    Ok(all.iter().map(|tenant| json!([at(tenant, "/metadata/name"), at(tenant, "/status")])).collect())
+}
+
 pub(super) fn rest_is_silent(stage: &Stage) -> Result<(), Error> {
     let log = stage.kubectl.kubeconfig().with_file_name("log").join("audit.log");
     let writes_within = |time: Duration| -> Result<Vec<audit::Event>, Error> {
@@ -102,8 +109,14 @@ pub(super) fn rest_is_silent(stage: &Stage) -> Result<(), Error> {
         Err(error) => Err(error.to_string()),
     };
     wait::until("the operator to come to rest", SOON, POLL, quiet, String::new)?;
+    let before = statuses(stage)?;
     let writes = writes_within(Duration::from_secs(15))?;
-    claim(writes.is_empty(), || format!("writes within 15 s of rest: {:?}", audit::tally(&writes)))
+    let after = statuses(stage)?;
+    let news: Vec<_> = after.iter().filter(|status| !before.contains(status)).collect();
+    claim(writes.is_empty(), || {
+        let tally = audit::tally(&writes);
+        format!("writes within 15 s of rest: {tally:?}, that said: {}", json!([before, news]))
+    })
 }
 
 pub(super) fn deletion_ends(stage: &Stage) -> Result<(), Error> {

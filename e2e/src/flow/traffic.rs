@@ -3,6 +3,7 @@
 //! tenant. Beside it run the pods whose output both follow.
 
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::wait;
 
 mod report;
 
-pub(super) use report::Report;
+pub(crate) use report::{Kind, Report};
 
 /// Everything of a load in the tenant is in this namespace.
 const NAMESPACE: &str = "traffic";
@@ -32,11 +33,65 @@ const PAUSE: &str = "-pause=30ms";
 /// A load that ends waits for requests under way, and for what its watches have still to tell.
 const END: Duration = Duration::from_secs(60);
 
+/// The load from outside, until it is finished.
+pub(crate) struct Outside {
+    child: Child,
+    output: JoinHandle<String>,
+}
+
+impl Outside {
+    /// Starts it with a kubeconfig; it writes in this namespace.
+    pub(crate) fn start(
+        program: &Path,
+        kubeconfig: &Path,
+        namespace: &str,
+        more: &[String],
+    ) -> Result<Self, Error> {
+        let mut command = std::process::Command::new(program);
+        command
+            .arg(format!("-kubeconfig={}", kubeconfig.display()))
+            .args(["-until-stdin-closes", PAUSE])
+            .arg(format!("-namespace={namespace}"))
+            .args(more);
+        let mut command = crate::process::dying_with_us(&command);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut child = command.spawn().map_err(Error::io("start", "the load"))?;
+        let mut out = child.stdout.take();
+        let output = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = out.as_mut().map(|out| out.read_to_string(&mut text));
+            text
+        });
+        Ok(Self { child, output })
+    }
+
+    /// Begins its end, which takes as long as its last request.
+    fn stop(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
+    /// Ends it; what it saw.
+    pub(crate) fn finish(mut self) -> Result<Report, Error> {
+        self.stop();
+        let ended = || match self.output.is_finished() {
+            true => Ok(()),
+            false => Err("it goes on".to_owned()),
+        };
+        let outcome = wait::until("the load from outside to end", END, POLL, ended, String::new);
+        if outcome.is_err() {
+            let _ = self.child.kill();
+        }
+        let _ = self.child.wait();
+        let text = self.output.join().unwrap_or_default();
+        outcome?;
+        Report::parse(&text)
+    }
+}
+
 /// Both loads, until they are finished.
 pub(super) struct Traffic {
     kubectl: Kubectl,
-    child: Child,
-    output: JoinHandle<String>,
+    outside: Outside,
 }
 
 impl Traffic {
@@ -48,41 +103,17 @@ impl Traffic {
         kubectl.await_deployment(NAMESPACE, INSIDE, SOON)?;
         stage.ground.iter().for_each(super::Ground::await_builder);
         let program = stage.ground()?.cluster.borrow().toolbox.program("load")?.to_owned();
-        let mut command = std::process::Command::new(program);
-        command
-            .arg(format!("-kubeconfig={}", kubectl.kubeconfig().display()))
-            .args(["-until-stdin-closes", PAUSE])
-            .arg(format!("-namespace={NAMESPACE}"))
-            .arg(format!("-pods={SPEAKERS}"));
-        let mut command = crate::process::dying_with_us(&command);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-        let mut child = command.spawn().map_err(Error::io("start", "the load"))?;
-        let mut out = child.stdout.take();
-        let output = std::thread::spawn(move || {
-            let mut text = String::new();
-            let _ = out.as_mut().map(|out| out.read_to_string(&mut text));
-            text
-        });
-        Ok(Self { kubectl, child, output })
+        let pods = format!("-pods={SPEAKERS}");
+        let outside = Outside::start(&program, kubectl.kubeconfig(), NAMESPACE, &[pods])?;
+        Ok(Self { kubectl, outside })
     }
 
     /// Ends both, tells and returns what they saw: first the one from outside, then each pod that had the one inside.
     pub(super) fn finish(mut self) -> Result<Vec<Report>, Error> {
-        drop(self.child.stdin.take());
+        self.outside.stop();
         let scale = ["scale", "deployment", INSIDE, "--replicas=0"];
         self.kubectl.run(&[&["--namespace", NAMESPACE], scale.as_slice()].concat())?;
-        let ended = || match self.output.is_finished() {
-            true => Ok(()),
-            false => Err("it goes on".to_owned()),
-        };
-        let outside = wait::until("the load from outside to end", END, POLL, ended, String::new);
-        if outside.is_err() {
-            let _ = self.child.kill();
-        }
-        let _ = self.child.wait();
-        let text = self.output.join().unwrap_or_default();
-        outside?;
-        let mut reports = vec![Report::parse(&text)?];
+        let mut reports = vec![self.outside.finish()?];
         reports.extend(inside(&self.kubectl)?);
         for (index, report) in reports.iter().enumerate() {
             let from = if index == 0 { "outside" } else { "inside" };

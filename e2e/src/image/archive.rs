@@ -1,5 +1,5 @@
-//! The file of an image: an OCI archive of one layer. Owners, times and order are fixed, so that the same content
-//! gives the same bytes.
+//! The file of an image: an OCI archive of one layer, which images that differ only in how they run may share. Owners,
+//! times and order are fixed, so that the same content gives the same bytes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -121,36 +121,19 @@ impl Content {
     }
 }
 
-/// Writes the archive; returns the digest of its manifest.
-pub(super) fn write(
-    reference: &str,
-    options: &Value,
-    content: &Content,
-    path: &Path,
-) -> Result<String, Error> {
+/// Writes the archive of one content under these references, each with what containers of it run; returns the digest of
+/// the first one's manifest.
+pub(super) fn write(variants: &[(&str, Value)], content: &Content, path: &Path) -> Result<String, Error> {
     let unfinished = path.with_extension("layer");
     let layer = content.write_layer(&unfinished)?;
-    let config = json!({
-        "architecture": architecture(),
-        "os": "linux",
-        "config": options,
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", layer.digest)]},
-    });
-    let config = config.to_string().into_bytes();
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": descriptor(CONFIG, &digest::of_bytes(&config), config.len() as u64),
-        "layers": [descriptor(LAYER, &layer.digest, layer.size)],
-    });
-    let manifest = manifest.to_string().into_bytes();
-    let manifest_digest = digest::of_bytes(&manifest);
-    let mut entry = descriptor(MANIFEST, &manifest_digest, manifest.len() as u64);
-    if let Some(fields) = entry.as_object_mut() {
-        fields.insert("annotations".to_owned(), json!({"io.containerd.image.name": reference}));
-        fields.insert("platform".to_owned(), json!({"os": "linux", "architecture": architecture()}));
+    let mut blobs = BTreeMap::new();
+    let mut entries = Vec::new();
+    for (reference, options) in variants {
+        entries.push(entry(reference, options, &layer, &mut blobs));
     }
-    let index = json!({"schemaVersion": 2, "manifests": [entry]}).to_string().into_bytes();
+    let first =
+        entries.first().and_then(|entry| entry.get("digest")?.as_str()).unwrap_or_default().to_owned();
+    let index = json!({"schemaVersion": 2, "manifests": entries}).to_string().into_bytes();
 
     let temporary = path.with_extension("new");
     let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
@@ -160,14 +143,44 @@ pub(super) fn write(
     let mut add = |place: &str, bytes: &[u8]| append_bytes(&mut archive, place, bytes, 0o644).map_err(fail);
     add("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     add("index.json", &index)?;
-    add(&blob(&manifest_digest), &manifest)?;
-    add(&blob(&digest::of_bytes(&config)), &config)?;
+    for (digest, bytes) in &blobs {
+        add(&blob(digest), bytes)?;
+    }
     let mut source = File::open(&unfinished).map_err(Error::io("read", &unfinished))?;
     append(&mut archive, &blob(&layer.digest), layer.size, 0o644, &mut source).map_err(fail)?;
     archive.into_inner().and_then(|mut writer| writer.flush()).map_err(fail)?;
     std::fs::rename(&temporary, path).map_err(Error::io("create", path))?;
     std::fs::remove_file(&unfinished).map_err(Error::io("remove", &unfinished))?;
-    Ok(format!("sha256:{manifest_digest}"))
+    Ok(first)
+}
+
+/// One image's line in the index; what it points to is added to the blobs.
+fn entry(reference: &str, options: &Value, layer: &Layer, blobs: &mut BTreeMap<String, Vec<u8>>) -> Value {
+    let mut keep = |kind: &str, content: &Value| {
+        let bytes = content.to_string().into_bytes();
+        let digest = digest::of_bytes(&bytes);
+        let descriptor = descriptor(kind, &digest, bytes.len() as u64);
+        blobs.insert(digest, bytes);
+        descriptor
+    };
+    let config = json!({
+        "architecture": architecture(),
+        "os": "linux",
+        "config": options,
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", layer.digest)]},
+    });
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": keep(CONFIG, &config),
+        "layers": [descriptor(LAYER, &layer.digest, layer.size)],
+    });
+    let mut entry = keep(MANIFEST, &manifest);
+    if let Some(fields) = entry.as_object_mut() {
+        fields.insert("annotations".to_owned(), json!({"io.containerd.image.name": reference}));
+        fields.insert("platform".to_owned(), json!({"os": "linux", "architecture": architecture()}));
+    }
+    entry
 }
 
 struct Layer {
@@ -267,7 +280,9 @@ mod tests {
             directories: BTreeMap::from([("var/empty".into(), 0o700)]),
         };
         let write = |name: &str| {
-            write("kaas.local/program:1", &json!({}), &content, &directory.path().join(name)).unwrap()
+            let twin = ("kaas.local/program:2", json!({"Env": ["A=b"]}));
+            let variants = [("kaas.local/program:1", json!({})), twin];
+            write(&variants, &content, &directory.path().join(name)).unwrap()
         };
         let first = write("one.tar");
         assert_eq!(first, write("two.tar"));
@@ -278,7 +293,8 @@ mod tests {
         for entry in archive.entries().unwrap() {
             names.push(entry.unwrap().path().unwrap().display().to_string());
         }
-        assert_eq!(names.len(), 5, "{names:?}");
+        // The layer is there once.
+        assert_eq!(names.len(), 7, "{names:?}");
         let below = content.below("images/1").all_directories();
         assert_eq!((below["images/1/tmp"], below["images/1/usr"], below["images"]), (0o1777, 0o755, 0o755));
         let all = content.all_directories();

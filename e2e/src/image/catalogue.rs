@@ -233,6 +233,32 @@ pub(crate) fn load_reference() -> String {
     format!("ghcr.io/kaas-dev/kaas-load:{}", component::LOAD.version)
 }
 
+/// An API server that is not what it should be.
+#[derive(Debug)]
+pub(crate) struct Spoiled {
+    /// The version that it says it is of, and its image's tag.
+    pub(crate) version: &'static str,
+    /// In the words of `e2e/go/spoiled`.
+    pub(crate) fault: &'static str,
+    /// How long after its first readiness that begins; nothing: from the start.
+    pub(crate) after: &'static str,
+}
+
+/// Images of such API servers: the true one and what stands before it, the same in all of them.
+pub(crate) fn spoiled(toolbox: &Toolbox, versions: &[&Spoiled]) -> Result<Image, Error> {
+    let server = "/usr/local/bin/kube-apiserver";
+    // Named after all of them: another set is another image, and is imported.
+    let tag = versions.iter().map(|spoiled| spoiled.version).collect::<Vec<_>>().join("-");
+    let image = Image::new(format!("{REGISTRY}/kaas-dev/kaas-spoiled:{tag}"))
+        .program(server, toolbox.program("spoiled")?)
+        .program(&format!("{server}.true"), toolbox.program("kube-apiserver")?);
+    Ok(versions.iter().fold(image, |image, Spoiled { version, fault, after }| {
+        let environment = [("FAULT", fault), ("AFTER", after), ("VERSION", version)];
+        let environment = environment.map(|(name, value)| format!("SPOILED_{name}={value}"));
+        image.twin(format!("{REGISTRY}/kube-apiserver:{version}"), environment.into())
+    }))
+}
+
 /// What a Node tells about its operating system.
 fn worker_release(version: &str) -> String {
     format!(

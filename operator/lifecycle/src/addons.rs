@@ -14,8 +14,8 @@ use crate::desired::{self, Facts, Inputs};
 use crate::difference::{covers, digest, stamp};
 use crate::endpoint;
 use crate::object::{Kind, Object, Reference};
-use crate::observed::{Live, Observed};
-use crate::revision::Revision;
+use crate::observed::{Addons, Live, Observed};
+use crate::revision::{self, Revision};
 use crate::verdict::{Is, Verdict};
 
 /// Kinds that are looked at each time: what happens to them is seen at once, and they say how they are.
@@ -135,8 +135,8 @@ pub(crate) fn plan(observed: &Observed, inputs: &Inputs<'_>, revision: &Revision
     waves
 }
 
-/// How addons and tunnel stand.
-pub(crate) fn verdicts(observed: &Observed, pending: bool) -> [Verdict; 2] {
+/// How addons and tunnel stand, when `completed` is the version that the control plane has completed.
+pub(crate) fn verdicts(observed: &Observed, pending: bool, completed: Option<&str>) -> [Verdict; 2] {
     let addons = |is, reason, message: String| Verdict::new(ConditionType::AddonsReady, is, reason, message);
     let tunnel =
         |is, reason, message: String| Verdict::new(ConditionType::TunnelHealthy, is, reason, message);
@@ -159,6 +159,7 @@ pub(crate) fn verdicts(observed: &Observed, pending: bool) -> [Verdict; 2] {
     };
     let agents = agents(observed);
     let lagging = lagging(found.workloads.values());
+    let old = outdated(observed, found, completed);
     let addons = match (&found.refused, agents) {
         (Some(refused), _) => addons(Is::False, Reason::AddonsRefused, refused.clone()),
         (None, None) if pending => addons(
@@ -169,6 +170,9 @@ pub(crate) fn verdicts(observed: &Observed, pending: bool) -> [Verdict; 2] {
         (None, None) => addons(Is::False, Reason::AddonsNotReady, "they are being applied".into()),
         (None, Some(_)) if !lagging.is_empty() => {
             addons(Is::False, Reason::AddonsNotReady, format!("not ready: {}", lagging.join(", ")))
+        }
+        (None, Some(_)) if !old.is_empty() => {
+            addons(Is::False, Reason::AddonsNotReady, format!("being replaced: {}", old.join(", ")))
         }
         (None, Some(_)) => addons(Is::True, Reason::AddonsRunning, "all addons run".into()),
     };
@@ -199,6 +203,40 @@ fn ready_of(live: &Live) -> (i64, i64) {
     }
 }
 
+/// Workloads that are not as they are to be, or have pods that are not.
+fn outdated(observed: &Observed, found: &Addons, completed: Option<&str>) -> Vec<String> {
+    let Some((facts, revision)) = facts(observed).zip(revision::current(observed)) else { return Vec::new() };
+    let early = completed != Some(revision.record.stage.serves());
+    let named = found.workloads.iter().filter(|(_, live)| desired::ours(live) && !live.terminating);
+    named
+        .filter(|(reference, live)| {
+            let wanted = stored(&revision, reference).filter(|_| !early);
+            let wanted = wanted.map(|object| stamp(desired::fill(object.clone(), &facts)));
+            wanted.is_some_and(|wanted| !covers(&live.content, &wanted.content)) || rolling(live)
+        })
+        .map(|(reference, _)| reference.name.clone())
+        .collect()
+}
+
+/// Whether its controller has pods left to replace, or has not looked at the last change yet.
+fn rolling(live: &Live) -> bool {
+    let (updated, desired) = updated_of(live);
+    live.count("/status/observedGeneration") < live.count("/metadata/generation") || updated < desired
+}
+
+/// Pods that are of the newest template, and pods that there should be.
+fn updated_of(live: &Live) -> (i64, i64) {
+    match live.text("/kind") {
+        "DaemonSet" => {
+            (live.count("/status/updatedNumberScheduled"), live.count("/status/desiredNumberScheduled"))
+        }
+        _ => (
+            live.count("/status/updatedReplicas"),
+            live.count("/status/replicas").max(live.count("/spec/replicas")),
+        ),
+    }
+}
+
 /// Workloads of ours without all their pods, and how many they have.
 fn lagging<'a>(workloads: impl Iterator<Item = &'a Live>) -> Vec<String> {
     let ours = workloads.filter(|live| desired::ours(live));
@@ -212,6 +250,7 @@ fn lagging<'a>(workloads: impl Iterator<Item = &'a Live>) -> Vec<String> {
 /// What of a workload's life is worth a look of the operator: that it is there, as it was, and how many pods it has.
 pub fn glimpse(live: &Live) -> Value {
     let (ready, desired) = ready_of(live);
+    let updated = !rolling(live);
     json!([
         live.text("/metadata/name"),
         live.uid,
@@ -220,5 +259,6 @@ pub fn glimpse(live: &Live) -> Value {
         live.get("/metadata/annotations").and_then(|all| all.get(name::APPLIED_HASH_ANNOTATION)),
         ready,
         desired,
+        updated,
     ])
 }

@@ -248,6 +248,8 @@ pub struct Vigil {
     pub failing_since: Option<Timestamp>,
     /// The last failure, in a sentence.
     pub failure: Option<String>,
+    /// Of the requests on new connections those that ended lately.
+    pub lately: Lately,
     /// Changes that the watch told.
     pub events: u32,
     /// Changes that were answered and never told.
@@ -256,6 +258,17 @@ pub struct Vigil {
     pub repeated: u32,
     /// The longest time from a change's answer until it was told.
     pub watch_gap: SignedDuration,
+}
+
+/// Requests that ended not longer ago than [`gate::LATELY`](crate::upgrade::gate::LATELY).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lately {
+    /// All of them.
+    pub requests: u32,
+    /// Those that failed.
+    pub failed: u32,
+    /// Those that took longer than [`gate::SLOW`](crate::upgrade::gate::SLOW), however they ended.
+    pub slow: u32,
 }
 
 /// What a request through the endpoint gave.

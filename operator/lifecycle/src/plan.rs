@@ -204,7 +204,7 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
     let mut actions: Vec<Action> = Vec::new();
     // Whether something that exists is about to change: what comes after it in the order waits for a later look.
     let mut changing = false;
-    let back = choice.revision.record.back;
+    let back = choice.revision.record.controllers_first();
     let outside = |name: &&str| {
         let mut objects = choice.revision.objects.iter().filter(|object| !revision::is_inside(object));
         objects.find(|object| object.reference.name == **name)

@@ -21,8 +21,8 @@ use crate::observed::{Answer, Observed, Vigil};
 use crate::plan::Plan;
 use crate::revision;
 use crate::rollout::{self, Count};
-use crate::upgrade::preflight;
 use crate::upgrade::step::Progress;
+use crate::upgrade::{self, preflight};
 use crate::validated::{Problem, data_lost};
 use crate::verdict::{Is, Verdict, conditions};
 use crate::workers::report::{self as workers, Tally};
@@ -83,10 +83,11 @@ pub fn derive(observed: &Observed, plan: &Plan, failure: Option<&Failure>) -> Te
     let answered = before.version.is_some();
     let serving = serving(observed).map(str::to_owned);
     let created = answered || serving.is_some();
-    let verdicts = verdicts(observed, plan, failure, created);
+    let version = completed(observed, plan, &before, serving);
+    let mut verdicts = verdicts(observed, plan, failure, created);
+    verdicts.extend(addons::verdicts(observed, plan.pending.is_some(), version.as_deref()));
     let endpoint = endpoint::endpoint(observed);
     let ready = verdicts.first().is_some_and(|verdict| verdict.is == Is::True);
-    let version = completed(observed, plan, &before, serving);
     let busy =
         verdicts.iter().any(|verdict| verdict.kind == ConditionType::Reconciling && verdict.is == Is::True);
     let operation = operation(observed, plan, &before, answered, ready, busy);
@@ -158,6 +159,12 @@ fn completed(
     serving: Option<String>,
 ) -> Option<String> {
     let changing = plan.upgrade.is_some() || rollout::unsettled(observed);
+    // On the way back workers and addons go first, which may be older than their API servers and never newer.
+    if let (Some(version), Some(lower)) = (&before.version, upgrade::lowered(observed))
+        && upgrade::path::is_older(&lower, version)
+    {
+        return Some(lower);
+    }
     match (&before.version, serving) {
         (Some(_), Some(serving)) if !changing => Some(serving),
         (Some(before), _) => Some(before.clone()),
@@ -218,7 +225,6 @@ fn verdicts(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created
         up_to_date(observed, plan),
         workers::workers_ready(observed.workers.as_ref()),
     ];
-    verdicts.extend(addons::verdicts(observed, plan.pending.is_some()));
     verdicts.extend(preflight::verdict(observed));
     verdicts.extend(kstatus(observed, plan, failure, created));
     verdicts
@@ -578,6 +584,13 @@ fn deletion_step(observed: &Observed) -> String {
     }
 }
 
+/// Whether this version is the one before.
+fn goes_back(observed: &Observed, target: &str) -> bool {
+    let version = observed.cluster.status.as_ref().and_then(|status| status.version.as_deref());
+    upgrade::lowered(observed).as_deref() == Some(target)
+        || version.is_some_and(|version| upgrade::path::is_older(target, version))
+}
+
 fn summary(verdicts: &[Verdict], operation: Option<&Operation>, observed: &Observed, plan: &Plan) -> String {
     let find = |kind| verdicts.iter().find(|verdict| verdict.kind == kind);
     let ready = find(ConditionType::Ready);
@@ -594,7 +607,8 @@ fn summary(verdicts: &[Verdict], operation: Option<&Operation>, observed: &Obser
                 format!("Rolling: {}", operation.step)
             }
             Some(operation) if operation.kind == OperationType::Upgrade => {
-                format!("Upgrading to {}: {}", operation.target, operation.step)
+                let way = if goes_back(observed, &operation.target) { "Going back" } else { "Upgrading" };
+                format!("{way} to {}: {}", operation.target, operation.step)
             }
             Some(operation) if operation.kind == OperationType::UpgradeEtcd => {
                 format!("etcd goes to {}: {}", operation.target, operation.step)

@@ -22,10 +22,15 @@ pub mod window;
 /// Whether an upgrade has begun and is not over, or begins now.
 pub fn under_way(observed: &Observed) -> bool {
     let Some(record) = revision::current(observed).map(|current| current.record) else { return false };
-    let begun = record.stage.emulates.is_some()
-        || canary::live(observed).is_some()
-        || gate::watches(observed, &record);
+    let begun =
+        record.stage.emulates.is_some() || record.before.is_some() || canary::live(observed).is_some();
     begun || matches!(stage::next(observed, &record), Turn::Go { .. })
+}
+
+/// The version that a control plane goes back to, from the moment on at which its way back begins.
+pub(crate) fn lowered(observed: &Observed) -> Option<String> {
+    let record = revision::current(observed)?.record;
+    record.back.then(|| record.stage.serves().to_owned())
 }
 
 /// The catalogue entries that a cluster needs: of the version that is asked for, and of those that run.

@@ -14,6 +14,7 @@ pub mod observed;
 pub mod orphan;
 pub mod pool;
 pub mod report;
+mod roll;
 pub mod template;
 pub mod validated;
 pub mod worker;

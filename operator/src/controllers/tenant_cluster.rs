@@ -233,7 +233,8 @@ async fn turn(world: &World, namespace: &str, name: &str, uid: &str) -> Result<A
             context.metrics.tenants.forget(uid);
             return Ok(Action::await_change());
         };
-        world.note_releases(uid, Some(upgrade::releases(&observed)));
+        let lagging = world.yard.fleet.versions(namespace, name, uid);
+        world.note_releases(uid, Some(upgrade::releases(&observed).into_iter().chain(lagging).collect()));
         let plan = plan(&observed);
         if let Some(refusal) = lint::refusal(&lint::check(&observed, &plan)) {
             error!(message = refusal.message, "plan refused; this is a defect of the operator");

@@ -27,6 +27,9 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::pod;
+
+mod added;
+
 use crate::cluster::{DEADLINE, within};
 use crate::keyring::Keyring;
 use crate::tenant;
@@ -90,7 +93,10 @@ pub(super) async fn observe(
         return facts;
     }
     // While its API does not answer, what was seen a moment ago stands.
-    let read = within(DEADLINE, read(client?, target)).await;
+    let back = preflight::serving_release(observed)
+        .filter(|from| preflight::back::is_back(&from.version, &target.version));
+    let deadline = if back.is_some() { DEADLINE.saturating_mul(3) } else { DEADLINE };
+    let read = within(deadline, read(client?, target, back)).await;
     let mut facts =
         read.inspect_err(|error| tracing::debug!(%error, "nothing was read for the preflight")).ok();
     if let Some(facts) = facts.as_mut().filter(|facts| !facts.removed.is_empty()) {
@@ -101,8 +107,13 @@ pub(super) async fn observe(
     facts
 }
 
-/// Reads all of it, one after the other on the connection that is there.
-async fn read(client: &Client, target: &KubernetesReleaseSpec) -> Result<Facts, kube::Error> {
+/// Reads all of it, one after the other on the connection that is there; with the release that serves where the target is
+/// the one before.
+async fn read(
+    client: &Client,
+    target: &KubernetesReleaseSpec,
+    back: Option<&KubernetesReleaseSpec>,
+) -> Result<Facts, kube::Error> {
     let system = Api::<Namespace>::all(client.clone()).get_opt("kube-system").await?;
     Ok(Facts {
         target: target.version.clone(),
@@ -111,24 +122,45 @@ async fn read(client: &Client, target: &KubernetesReleaseSpec) -> Result<Facts, 
         webhooks: webhooks(client).await?,
         system_labels: system.map(|namespace| namespace.labels().clone()).unwrap_or_default(),
         removed: removed(client, target).await?,
+        added: match back {
+            Some(from) => added::added(client, &from.adds).await?,
+            None => Vec::new(),
+        },
+        looked_for: back.map_or(0, |from| from.adds.len()),
         callers: None,
     })
 }
 
 /// Everything of a kind, page by page.
-async fn list<K>(api: &Api<K>, mut each: impl FnMut(K)) -> Result<(), kube::Error>
+async fn list<K>(api: &Api<K>, each: impl FnMut(K)) -> Result<(), kube::Error>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug,
+{
+    list_pages(api, usize::MAX, each).await.map(drop)
+}
+
+/// So many pages of a kind; whether that was everything.
+async fn list_pages<K>(api: &Api<K>, pages: usize, mut each: impl FnMut(K)) -> Result<bool, kube::Error>
 where
     K: Clone + DeserializeOwned + std::fmt::Debug,
 {
     let mut params = ListParams::default().limit(PAGE);
-    loop {
+    for _ in 0..pages {
         let page = api.list(&params).await?;
         page.items.into_iter().for_each(&mut each);
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = params.continue_token(&token),
-            None => return Ok(()),
+            None => return Ok(true),
         }
     }
+    Ok(false)
+}
+
+/// Objects of a resource, by its group and version as one word.
+fn objects(client: &Client, api: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
+    let (group, version) = api.split_once('/').unwrap_or(("", api));
+    let kind = GroupVersionKind::gvk(group, version, kind);
+    Api::all_with(client.clone(), &ApiResource::from_gvk_with_plural(&kind, plural))
 }
 
 async fn kubelets(client: &Client) -> Result<BTreeMap<String, Nodes>, kube::Error> {
@@ -193,9 +225,8 @@ const CONFIGURATIONS: [(&str, &str); 2] = [
 async fn webhooks(client: &Client) -> Result<Vec<Webhook>, kube::Error> {
     let mut found = Vec::new();
     for (kind, plural) in CONFIGURATIONS {
-        let version = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", kind);
-        let resource = ApiResource::from_gvk_with_plural(&version, plural);
-        list(&Api::<DynamicObject>::all_with(client.clone(), &resource), |mut configuration| {
+        let configurations = objects(client, "admissionregistration.k8s.io/v1", kind, plural);
+        list(&configurations, |mut configuration| {
             let hooks = configuration.data.get_mut("webhooks").map(Value::take).unwrap_or_default();
             let hooks: Vec<Hook> = serde_json::from_value(hooks).unwrap_or_default();
             let name = configuration.name_any();
@@ -357,11 +388,9 @@ async fn count(client: &Client, api: &str, resource: &APIResource) -> Result<u64
     if !resource.verbs.iter().any(|verb| verb == "list") {
         return Ok(0);
     }
-    let (group, version) = api.split_once('/').unwrap_or(("", api));
-    let kind = GroupVersionKind::gvk(group, version, &resource.kind);
-    let resource = ApiResource::from_gvk_with_plural(&kind, &resource.name);
-    let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-    let page = objects.list_metadata(&ListParams::default().limit(1)).await?;
+    let page = objects(client, api, &resource.kind, &resource.name)
+        .list_metadata(&ListParams::default().limit(1))
+        .await?;
     let more = page.metadata.remaining_item_count.and_then(|count| u64::try_from(count).ok());
     Ok(more.unwrap_or_default().saturating_add(page.items.len() as u64))
 }

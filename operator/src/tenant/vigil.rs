@@ -15,7 +15,7 @@ use kube::api::{
 };
 use serde_json::json;
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use self::tally::Tally;
 use super::trial::of_webhook;
@@ -123,6 +123,7 @@ impl Writer {
         let mut object = ConfigMap::default();
         for verb in VERBS {
             let Some(api) = self.api() else { return false };
+            let begin = Instant::now();
             let answer = timeout(DEADLINE, self.ask(&api, verb, round, &mut object)).await;
             let result = match answer {
                 Ok(Ok(())) => Ok(()),
@@ -132,7 +133,7 @@ impl Writer {
                 Err(_) => Err(format!("{verb:?}: no answer within {} s", DEADLINE.as_secs())),
             };
             let succeeded = result.is_ok();
-            locked(&self.tally).note(self.kept.is_some(), result);
+            locked(&self.tally).note(self.kept.is_some(), begin.elapsed(), result);
             sleep(PAUSE).await;
             if !succeeded {
                 return false;

@@ -2,6 +2,7 @@
 //!
 //! What is kept of each is what lists are needed for; whoever decides on one reads it. A thousand workers must cost little.
 
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -176,8 +177,15 @@ impl Fleet {
         self.workers.state_filter(|worker| worker.spec.cluster_uid == cluster_uid)
     }
 
+    /// Versions that workers of a cluster have, or are asked to have by their pool.
+    pub(crate) fn versions(&self, namespace: &str, cluster: &str, uid: &str) -> BTreeSet<String> {
+        let pinned = self.pools(namespace, cluster).into_iter().filter_map(|pool| pool.spec.version.clone());
+        let own = self.workers_of(uid).into_iter().map(|worker| worker.spec.version.clone());
+        pinned.chain(own).collect()
+    }
+
     /// UIDs of the clusters that have workers.
-    pub(crate) fn clusters(&self) -> std::collections::BTreeSet<String> {
+    pub(crate) fn clusters(&self) -> BTreeSet<String> {
         self.workers.state().iter().map(|worker| worker.spec.cluster_uid.clone()).collect()
     }
 

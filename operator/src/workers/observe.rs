@@ -10,6 +10,7 @@ use futures::try_join;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kaas_crds::addons::Addons;
+use kaas_crds::condition::ConditionType;
 use kaas_crds::tenant_cluster::EndpointType;
 use kaas_crds::worker_pool::InfrastructureKind;
 use kaas_crds::{TenantCluster, Worker, WorkerPool, name};
@@ -17,7 +18,7 @@ use kaas_lifecycle::drain;
 use kaas_lifecycle::workers::machine::Place;
 use kaas_lifecycle::workers::node::{self as decided, Match};
 use kaas_lifecycle::workers::observed::{
-    Cluster, Fact, Member, Offer, PoolObserved, Readiness, WorkerObserved,
+    Cluster, Fact, Member, Offer, PoolObserved, Readiness, Unready, WorkerObserved,
 };
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
@@ -73,6 +74,8 @@ fn cluster(found: &TenantCluster, tenants: &Tenants) -> Cluster {
     let uid = found.uid().unwrap_or_default();
     Cluster {
         serving: tenants.serving(&uid),
+        maintenance: found.spec.maintenance.clone(),
+        addons: unready(found),
         deleting: found.metadata.deletion_timestamp.is_some(),
         paused: found.spec.paused,
         version: found.status.as_ref().and_then(|status| status.version.clone()).unwrap_or_default(),
@@ -83,6 +86,14 @@ fn cluster(found: &TenantCluster, tenants: &Tenants) -> Cluster {
         internal: found.spec.control_plane.endpoint.kind == EndpointType::ClusterIP,
         uid,
     }
+}
+
+/// What the last report said of add-ons, if they are not ready.
+fn unready(found: &TenantCluster) -> Option<Unready> {
+    let kind = ConditionType::AddonsReady.to_string();
+    let conditions = found.status.iter().flat_map(|status| &status.conditions);
+    let said = conditions.into_iter().find(|said| said.type_ == kind && said.status == "False")?;
+    Some(Unready { since: said.last_transition_time.0, message: said.message.clone() })
 }
 
 /// Reads what a decision about a pool needs; `live` says whether the workers are listed now. `None` when it is gone.

@@ -374,6 +374,7 @@ impl Judge {
             ("/images/kubeScheduler", "spec.images"),
             ("/addons/kubeProxy", "spec.addons"),
             ("/removes/0", "spec.removes"),
+            ("/adds/0", "spec.adds"),
         ] {
             let mut changed = spec.clone();
             *changed.pointer_mut(pointer).unwrap() = json!("something-else");

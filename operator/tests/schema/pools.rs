@@ -117,7 +117,7 @@ fn bad_pools() -> Refusals {
         ("/rollout", json!({"maxSurge": 0}), &["spec.rollout", "cannot both be 0"]),
         ("/rollout/drain/timeout", json!("25h"), &["spec.rollout.drain.timeout", "'25h'", "at most 24h"]),
         ("/rollout/drain/timeout", json!("soon"), &["spec.rollout.drain.timeout", "'soon'", "10m"]),
-        ("/version", json!("v1.37.1"), &["unknown field \"spec.version\""]),
+        ("/version", json!("1.37.1"), &["spec.version", "'1.37.1'", "must look like v1.37.1"]),
         ("/autoscaling", json!({}), &["unknown field \"spec.autoscaling\""]),
     ]
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use futures::stream::{StreamExt, select};
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -172,9 +173,13 @@ impl Kubelets {
         let requests: Api<CertificateSigningRequest> = Api::all(self.tenant.clone());
         let pods: Api<Pod> = Api::default_namespaced(self.tenant.clone());
         let config = watcher::Config::default;
+        let daemons: Api<DaemonSet> = Api::namespaced(self.tenant.clone(), "kube-system");
         let inside = select(
-            watcher(requests, config()).default_backoff().map(drop),
-            watcher(pods, config()).default_backoff().map(drop),
+            watcher(daemons, config()).default_backoff().map(drop),
+            select(
+                watcher(requests, config()).default_backoff().map(drop),
+                watcher(pods, config()).default_backoff().map(drop),
+            ),
         );
         let mut inside = std::pin::pin!(inside);
         let places = [self.machines.as_str()];
@@ -190,6 +195,7 @@ impl Kubelets {
 
     async fn step(&self) {
         self.end_evicted().await;
+        self.count_daemons().await;
         let live = self.record.live(&self.machines);
         let requests: Api<CertificateSigningRequest> = Api::all(self.tenant.clone());
         let found = requests.list(&ListParams::default()).await.unwrap();
@@ -340,6 +346,24 @@ impl Kubelets {
         }
         // What the kubelet does next.
         Box::pin(self.step()).await;
+    }
+
+    /// The DaemonSet controller: there is nothing for it to do.
+    async fn count_daemons(&self) {
+        let daemons: Api<DaemonSet> = Api::namespaced(self.tenant.clone(), "kube-system");
+        for daemon in daemons.list(&ListParams::default()).await.unwrap().items {
+            let seen = daemon.status.as_ref().and_then(|status| status.observed_generation);
+            if seen == daemon.metadata.generation {
+                continue;
+            }
+            let status = json!({"status": {
+                "observedGeneration": daemon.metadata.generation, "currentNumberScheduled": 0,
+                "desiredNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0,
+            }});
+            // It may be gone.
+            let name = daemon.metadata.name.unwrap();
+            let _ = daemons.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await;
+        }
     }
 
     /// Pods whose deletion has begun end at once, and then the next one may go.

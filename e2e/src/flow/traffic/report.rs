@@ -17,31 +17,31 @@ const TOLD: usize = 5;
 
 /// What one load saw. Times are in seconds.
 #[derive(Debug, Clone, Deserialize)]
-pub(in crate::flow) struct Report {
-    pub(in crate::flow) begun: String,
-    pub(in crate::flow) seconds: f64,
-    pub(in crate::flow) clients: Vec<Clients>,
-    pub(in crate::flow) watches: Vec<Watch>,
-    pub(in crate::flow) streams: Vec<Stream>,
+pub(crate) struct Report {
+    pub(crate) begun: String,
+    pub(crate) seconds: f64,
+    pub(crate) clients: Vec<Clients>,
+    pub(crate) watches: Vec<Watch>,
+    pub(crate) streams: Vec<Stream>,
 }
 
 /// One kind of client over one protocol.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(in crate::flow) struct Clients {
-    pub(in crate::flow) kind: Kind,
-    pub(in crate::flow) protocol: String,
-    pub(in crate::flow) requests: u64,
-    pub(in crate::flow) failed: Failures,
-    pub(in crate::flow) longest_gap: f64,
-    pub(in crate::flow) p50: f64,
-    pub(in crate::flow) p99: f64,
+pub(crate) struct Clients {
+    pub(crate) kind: Kind,
+    pub(crate) protocol: String,
+    pub(crate) requests: u64,
+    pub(crate) failed: Failures,
+    pub(crate) longest_gap: f64,
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
 }
 
 /// How clients use connections, and whether they try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(in crate::flow) enum Kind {
+pub(crate) enum Kind {
     /// Each request on a connection of its own, never tried again.
     Fresh,
     /// One connection, never tried again: what the server cannot move is lost with it.
@@ -55,38 +55,38 @@ pub(in crate::flow) enum Kind {
 /// A watch that must miss and repeat nothing.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(in crate::flow) struct Watch {
-    pub(in crate::flow) kind: Kind,
-    pub(in crate::flow) protocol: String,
-    pub(in crate::flow) told: u64,
-    pub(in crate::flow) lost: Names,
-    pub(in crate::flow) repeated: Names,
-    pub(in crate::flow) streams: u64,
-    pub(in crate::flow) expired: u64,
-    pub(in crate::flow) refused: Failures,
-    pub(in crate::flow) longest_wait: f64,
+pub(crate) struct Watch {
+    pub(crate) kind: Kind,
+    pub(crate) protocol: String,
+    pub(crate) told: u64,
+    pub(crate) lost: Names,
+    pub(crate) repeated: Names,
+    pub(crate) streams: u64,
+    pub(crate) expired: u64,
+    pub(crate) refused: Failures,
+    pub(crate) longest_wait: f64,
 }
 
 /// An exec or a log that is opened again whenever it ends.
 #[derive(Debug, Clone, Deserialize)]
-pub(in crate::flow) struct Stream {
-    pub(in crate::flow) kind: String,
-    pub(in crate::flow) opened: u64,
-    pub(in crate::flow) refused: Failures,
-    pub(in crate::flow) lives: Vec<Life>,
+pub(crate) struct Stream {
+    pub(crate) kind: String,
+    pub(crate) opened: u64,
+    pub(crate) refused: Failures,
+    pub(crate) lives: Vec<Life>,
 }
 
 /// How long a stream lived.
 #[derive(Debug, Clone, Deserialize)]
-pub(in crate::flow) struct Life {
-    pub(in crate::flow) seconds: f64,
-    pub(in crate::flow) end: End,
+pub(crate) struct Life {
+    pub(crate) seconds: f64,
+    pub(crate) end: End,
 }
 
 /// What ended a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(in crate::flow) enum End {
+pub(crate) enum End {
     /// Its pod was told to end.
     Pod,
     /// The load was.
@@ -97,41 +97,41 @@ pub(in crate::flow) enum End {
 
 /// Requests that failed, the first of them in full.
 #[derive(Debug, Clone, Default, Deserialize)]
-pub(in crate::flow) struct Failures {
-    pub(in crate::flow) count: u64,
-    pub(in crate::flow) first: Vec<Failure>,
+pub(crate) struct Failures {
+    pub(crate) count: u64,
+    pub(crate) first: Vec<Failure>,
 }
 
 /// One request that failed.
 #[derive(Debug, Clone, Deserialize)]
-pub(in crate::flow) struct Failure {
-    pub(in crate::flow) at: String,
-    pub(in crate::flow) verb: String,
-    pub(in crate::flow) words: String,
+pub(crate) struct Failure {
+    pub(crate) at: String,
+    pub(crate) verb: String,
+    pub(crate) words: String,
 }
 
 /// Changes by name, the first of them.
 #[derive(Debug, Clone, Default, Deserialize)]
-pub(in crate::flow) struct Names {
-    pub(in crate::flow) count: u64,
-    pub(in crate::flow) first: Vec<String>,
+pub(crate) struct Names {
+    pub(crate) count: u64,
+    pub(crate) first: Vec<String>,
 }
 
 impl Report {
     /// Reads the last line that a load printed.
-    pub(super) fn parse(text: &str) -> Result<Self, Error> {
+    pub(crate) fn parse(text: &str) -> Result<Self, Error> {
         let line = text.lines().last().unwrap_or_default();
         serde_json::from_str(line)
             .map_err(|error| Error::Invalid(format!("the load said `{line}`, which is no result: {error}")))
     }
 
     /// Requests of all clients.
-    pub(in crate::flow) fn requests(&self) -> u64 {
+    pub(crate) fn requests(&self) -> u64 {
         self.clients.iter().map(|clients| clients.requests).sum()
     }
 
     /// A line for each kind, for a person.
-    pub(in crate::flow) fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         let clients = self.clients.iter().map(|clients| {
             let Clients { kind, protocol, requests, failed, longest_gap, p50, p99 } = clients;
             format!(

@@ -68,6 +68,7 @@ impl World {
             tenant: Tenant::new("5f0c6f0e-uid", "demo", "blue"),
             spec,
             release: KubernetesReleaseSpec {
+                adds: Vec::new(),
                 version: "v1.37.1".into(),
                 images: Images {
                     kube_apiserver: "registry.k8s.io/kube-apiserver:v1.37.1".into(),

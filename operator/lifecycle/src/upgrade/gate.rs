@@ -2,13 +2,16 @@
 //!
 //! It is asked while the way back is a mere roll: until the new binaries have been well for the time of the soak. What
 //! broke must be theirs: an etcd that is not well is no fault of theirs, and going back would not help.
+//!
+//! What clients see is judged by what they saw lately. Over a whole upgrade a bad minute would be a small share, and what
+//! went wrong before the change is no fault of it.
 
 use jiff::SignedDuration;
 use kaas_crds::name::component;
 
 use super::stage::{Record, soaked_at};
 use crate::etcd::{self, Health};
-use crate::observed::{Answer, Observed, Pod, Vigil};
+use crate::observed::{Answer, Lately, Observed, Pod, Vigil};
 use crate::rollout;
 
 /// Kubernetes' words for a container that will not run however long one waits.
@@ -29,28 +32,24 @@ const PATIENCE: SignedDuration = SignedDuration::from_secs(20);
 /// Requests through the endpoint fail for so long.
 const OUTAGE: SignedDuration = SignedDuration::from_secs(10);
 
-/// Fewer requests say nothing about a rate.
-const ENOUGH: u32 = 60;
+/// The time that is lately: long enough that a roll's own short gaps are a small share of it.
+pub const LATELY: SignedDuration = SignedDuration::from_secs(30);
+
+/// A request on a new connection that takes longer is slow: a hundred times what it takes on an idle machine, and twice what
+/// half of a canary's requests may take.
+pub const SLOW: SignedDuration = SignedDuration::from_secs(2);
+
+/// Fewer bad requests say nothing about a rate.
+const ENOUGH: u32 = 4;
 
 /// A pod is ready so long after it got its node, or what it runs is not good enough: ten times what an API server takes on
 /// a small machine, and longer than its own start-up waits for anything.
 const START: SignedDuration = SignedDuration::from_mins(3);
 
-/// What breaks later than so long after a patch was taken is not of the patch.
-const PATCH: SignedDuration = SignedDuration::from_hours(1);
-
-/// Whether the change that this record began has not proved itself yet.
-pub(super) fn watches(observed: &Observed, record: &Record) -> bool {
-    let proved = !rollout::unsettled(observed) && soaked_at(observed).is_none_or(|over| observed.now >= over);
-    // Another patch of the same minor version is all there is to it: some day it is simply what runs.
-    let done = record.stage.emulates.is_none() && observed.now.duration_since(record.since) > PATCH;
-    record.before.is_some() && !proved && !done
-}
-
 /// Why the change that this record began has to be taken back, if it has to be.
 pub fn breach(observed: &Observed, record: &Record) -> Option<String> {
-    // What etcd does on its way to another version was begun when this had proved itself.
-    if !watches(observed, record) || etcd::under_way(observed) {
+    record.before.as_ref()?;
+    if !rollout::unsettled(observed) && soaked_at(observed).is_none_or(|over| observed.now >= over) {
         return None;
     }
     let changed = [component::KUBE_APISERVER, component::KUBE_CONTROLLERS];
@@ -69,7 +68,8 @@ pub fn breach(observed: &Observed, record: &Record) -> Option<String> {
     observed.vigil.as_ref().filter(|_| well).and_then(|vigil| seen(observed, record, vigil))
 }
 
-/// Whether clients of ours that write too see failures: none succeeds, or one in twenty does not.
+/// Whether clients of ours that write too see what is not to be borne: none succeeds, one in twenty fails, or one in four
+/// waits for seconds.
 fn seen(observed: &Observed, record: &Record, vigil: &Vigil) -> Option<String> {
     let what = vigil.failure.as_deref().unwrap_or_default();
     let dead = vigil
@@ -78,10 +78,18 @@ fn seen(observed: &Observed, record: &Record, vigil: &Vigil) -> Option<String> {
     if let Some(since) = dead {
         return Some(format!("every request on a new connection fails since {since}: {what}"));
     }
-    let enough = vigil.requests >= ENOUGH && vigil.failed.saturating_mul(20) > vigil.requests;
-    enough.then(|| {
-        format!("{} of {} requests on new connections failed, last {what}", vigil.failed, vigil.requests)
-    })
+    if observed.now.duration_since(record.since) < LATELY {
+        return None;
+    }
+    let Lately { requests, failed, slow } = vigil.lately;
+    let often = |bad: u32, share: u32| bad >= ENOUGH && bad.saturating_mul(share) > requests;
+    let of = |bad: u32, words: &str| {
+        format!("{bad} of {requests} requests on new connections in {} s {words}", LATELY.as_secs())
+    };
+    if often(failed, 20) {
+        return Some(of(failed, &format!("failed, last {what}")));
+    }
+    often(slow, 4).then(|| of(slow, &format!("took longer than {} s", SLOW.as_secs())))
 }
 
 /// Why a pod will not run, or took too long. One that waits for room waits as long as it takes: nothing is wrong with

@@ -93,6 +93,12 @@ pub fn way(from: Version, to: Version) -> Result<Way, String> {
     }
 }
 
+/// Whether one version is older than another; false for what is no version.
+pub fn is_older(version: &str, other: &str) -> bool {
+    let both = version.parse::<Version>().ok().zip(other.parse::<Version>().ok());
+    both.is_some_and(|(version, other)| version < other)
+}
+
 /// Whether a kubelet may run with these API servers: it never leads, and lags by three minor versions at most.
 pub fn kubelet_fits(kubelet: Version, api: Version) -> bool {
     kubelet.major == api.major

@@ -5,6 +5,7 @@
 //! for those that the tenant names in its spec. What could not be seen is an error too: nothing is good on a guess.
 //! Without a version that one could go to there is no preflight.
 
+pub mod back;
 mod budgets;
 mod etcd;
 pub mod facts;
@@ -25,7 +26,7 @@ pub use self::removed::{api, watched};
 use super::path::{Version, Way, way};
 use crate::key_material;
 use crate::observed::{Answer, Observed};
-use crate::revision;
+use crate::revision::{self, Revision};
 use crate::verdict::{Is, Verdict};
 
 /// An operation is over in this time. A certificate that ends earlier and should have been renewed could end in it.
@@ -71,7 +72,10 @@ pub fn target(observed: &Observed) -> Option<&KubernetesReleaseSpec> {
     };
     let asked = &observed.cluster.spec.version;
     if asked != running {
-        return observed.catalogue.get(asked).filter(|_| reachable(asked).is_some());
+        return observed
+            .catalogue
+            .get(asked)
+            .filter(|_| reachable(asked).is_some() || back::is_back(running, asked));
     }
     let newer = observed
         .catalogue
@@ -83,8 +87,13 @@ pub fn target(observed: &Observed) -> Option<&KubernetesReleaseSpec> {
 /// Whether somebody waits for the answer: another version is asked for than the one that runs, and no step to it was
 /// taken yet.
 pub fn asked(observed: &Observed) -> bool {
-    let begun = || revision::current(observed).is_some_and(|current| current.record.stage.emulates.is_some());
-    running(observed).is_some_and(|running| running != observed.cluster.spec.version) && !begun()
+    let asked = &observed.cluster.spec.version;
+    let begun = |current: Revision| {
+        let stage = current.record.stage;
+        stage.emulates.is_some() || stage.version == *asked
+    };
+    running(observed).is_some_and(|running| running != asked)
+        && !revision::current(observed).is_some_and(begun)
 }
 
 /// The version that runs: as status has it, or before it has one, as the API said just now.
@@ -94,6 +103,11 @@ fn running(observed: &Observed) -> Option<&str> {
         Answer::Serving { version } => Some(version.as_str()),
         Answer::Failed { .. } => None,
     })
+}
+
+/// The catalogue's entry of the version that runs.
+pub fn serving_release(observed: &Observed) -> Option<&KubernetesReleaseSpec> {
+    observed.catalogue.get(running(observed)?)
 }
 
 /// Everything that speaks against the upgrade to this release, errors first, of each severity the most useful first.
@@ -106,6 +120,8 @@ pub fn findings(observed: &Observed, target: &KubernetesReleaseSpec) -> Vec<Find
             found.extend(budgets::findings(facts));
             found.extend(webhooks::findings(facts));
             found.extend(removed::findings(observed, facts, target));
+            let from = serving_release(observed).filter(|from| back::is_back(&from.version, &target.version));
+            found.extend(from.into_iter().flat_map(|from| back::findings(facts, from, target)));
         }
         None => found.push(unseen()),
     }

@@ -11,15 +11,20 @@ use kaas_crds::status::Owner;
 use kaas_crds::tenant_cluster::Finalize;
 use kaas_crds::{KubernetesReleaseSpec, Reason};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::canary;
 use super::path::{Version, Way, way};
 use super::preflight;
 use super::window::{Admission, admission};
 use crate::etcd::{self, Health};
+use crate::object::Kind;
 use crate::observed::Observed;
+use crate::revision;
 use crate::rollout;
 use crate::validated::Problem;
+
+const ROLLING: &str = "pods are being started or replaced; it goes on when they are ready";
 
 /// What a rendering is made from, as far as versions go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +48,7 @@ pub struct Record {
     /// Where the way back leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<Stage>,
-    /// It is the way back: controllers go first, API servers last.
+    /// It is the way back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub back: bool,
     /// What was tried from here, and did not prove itself.
@@ -103,6 +108,14 @@ impl Record {
     pub fn of(stage: Stage) -> Self {
         Record { stage, since: long_ago(), before: None, back: false, refused: None }
     }
+
+    /// Whether controllers go before their API servers, which they must not lead. They do not within a minor version: there
+    /// API servers that clients suffer from go first, as on the way forth.
+    pub fn controllers_first(&self) -> bool {
+        let series = |version: &str| version.parse().ok().map(Version::series);
+        let within = |refused: &Refused| series(&refused.version) == series(&self.stage.version);
+        self.back && !self.refused.as_ref().is_some_and(within)
+    }
 }
 
 /// What is next.
@@ -110,6 +123,8 @@ impl Record {
 pub enum Turn {
     /// Nothing: it is where it should be.
     Stay,
+    /// It is where it should be, and has been well for long enough: there is no way back from it any more.
+    Proved,
     /// This stage, now.
     Go {
         /// Which.
@@ -136,8 +151,8 @@ pub enum Turn {
 pub fn next(observed: &Observed, record: &Record) -> Turn {
     let target = &observed.cluster.spec.version;
     let at = &record.stage;
-    if at.emulates.is_none() && at.version == *target {
-        return Turn::Stay;
+    if *at == Stage::of(target) {
+        return if record.before.is_some() { prove(observed) } else { Turn::Stay };
     }
     if let Some(refused) = record.refused.as_ref().filter(|refused| refused.version == *target) {
         return Turn::Blocked(refusal(observed, record, refused));
@@ -149,19 +164,27 @@ pub fn next(observed: &Observed, record: &Record) -> Turn {
     let (Ok(from), Ok(to)) = (at.serves().parse::<Version>(), target.parse::<Version>()) else {
         return Turn::Stay;
     };
+    // A patch that is not proved yet is taken back as it came: neither a canary nor its health is waited for.
+    if let Some(before) = record.before.as_ref().filter(|before| **before == Stage::of(target)) {
+        return Turn::Go { stage: before.clone(), back: true };
+    }
     let go = |stage| Turn::Go { stage, back: false };
     let found = match way(from, to) {
         Err(why) => return Turn::Blocked(no_way(observed, at, &why)),
-        // It emulates what is asked for: the new binaries go.
+        // All of it emulates what is asked for at last: then the new binaries go, not before.
+        Ok(Way::None | Way::Patch) if at.emulates.is_some() && record.back && rolling(observed) => {
+            return unsettled(ROLLING);
+        }
         Ok(Way::None | Way::Patch) if at.emulates.is_some() => {
             return Turn::Go { stage: Stage::of(target), back: true };
         }
         Ok(Way::None | Way::Patch) => go(Stage::of(target)),
         Ok(Way::Minor) if at.version == *target => return raise(observed, target),
         Ok(Way::Minor) => go(Stage { version: target.clone(), emulates: Some(at.serves().to_owned()) }),
+        // What it says of consent and losses stands in the way of its beginning.
         Ok(Way::Back) => {
-            let why = format!("{} serves already, and what is new in it may be in use", at.serves());
-            return Turn::Blocked(no_way(observed, at, &why));
+            let stage = Stage { version: at.version.clone(), emulates: Some(target.clone()) };
+            Turn::Go { stage, back: true }
         }
     };
     waiting_to_begin(observed, at).or_else(|| waiting_for_health(observed)).unwrap_or(found)
@@ -182,6 +205,12 @@ fn waiting_to_begin(observed: &Observed, at: &Stage) -> Option<Turn> {
     Some(Turn::Wait { reason: finding.reason, words, owner: finding.owner, until: None })
 }
 
+/// A patch is taken: what it runs has to be well for the time of the soak before that is all there is to it.
+fn prove(observed: &Observed) -> Turn {
+    let words = "the upgrade is over when all has been well for";
+    waiting_for_health(observed).or_else(|| waiting_for_soak(observed, words)).unwrap_or(Turn::Proved)
+}
+
 /// The last step: binaries serve their own version.
 fn raise(observed: &Observed, target: &str) -> Turn {
     if let Some(wait) = waiting_for_health(observed) {
@@ -197,16 +226,18 @@ fn raise(observed: &Observed, target: &str) -> Turn {
             until: None,
         };
     }
-    let over = soaked_at(observed);
-    if over.is_none_or(|over| observed.now < over) {
-        return Turn::Wait {
-            reason: Reason::Soaking,
-            words: format!("the emulated version is raised when all has been well for {}", upgrade.soak),
-            owner: Owner::Nobody,
-            until: over,
-        };
-    }
-    Turn::Go { stage: Stage::of(target), back: false }
+    let words = "the emulated version is raised when all has been well for";
+    waiting_for_soak(observed, words).unwrap_or(Turn::Go { stage: Stage::of(target), back: false })
+}
+
+fn waiting_for_soak(observed: &Observed, words: &str) -> Option<Turn> {
+    let until = soaked_at(observed);
+    until.is_none_or(|over| observed.now < over).then(|| Turn::Wait {
+        reason: Reason::Soaking,
+        words: format!("{words} {}", observed.cluster.spec.upgrade.soak),
+        owner: Owner::Nobody,
+        until,
+    })
 }
 
 /// When the newest pod of the control plane has been there for the time of the soak.
@@ -223,8 +254,7 @@ pub(super) fn soaked_at(observed: &Observed) -> Option<Timestamp> {
 fn waiting_for_health(observed: &Observed) -> Option<Turn> {
     let changing = etcd::under_way(observed)
         .then_some("etcd goes to another minor version; it goes on when all members run it");
-    let words = changing.or_else(|| amiss(observed))?.to_owned();
-    Some(Turn::Wait { reason: Reason::ControlPlaneUnsettled, words, owner: Owner::Nobody, until: None })
+    changing.or_else(|| amiss(observed)).map(unsettled)
 }
 
 /// What keeps a control plane from being whole.
@@ -233,11 +263,44 @@ pub(crate) fn amiss(observed: &Observed) -> Option<&'static str> {
         Some("requests through the endpoint fail; it goes on when they succeed")
     } else if etcd::health(observed) != Health::Healthy {
         Some("etcd is not healthy; it goes on when it is")
-    } else if etcd::next_step(observed).is_some() || rollout::unsettled(observed) {
-        Some("pods are being started or replaced; it goes on when they are ready")
+    } else if etcd::next_step(observed).is_some() || rolling(observed) {
+        Some(ROLLING)
     } else {
         None
     }
+}
+
+/// Whether pods are being replaced, or are going to be: between two components of a change all of them are settled for a
+/// moment.
+fn rolling(observed: &Observed) -> bool {
+    if rollout::unsettled(observed) {
+        return true;
+    }
+    let Some(current) = revision::current(observed) else { return false };
+    [component::KUBE_APISERVER, component::KUBE_CONTROLLERS].iter().any(|component| {
+        let wanted = current.objects.iter().find(|object| object.reference.name == *component);
+        let live = observed.live(Kind::Deployment, component);
+        wanted.zip(live).is_some_and(|(wanted, live)| binaries(&wanted.content) != binaries(&live.content))
+    })
+}
+
+/// What a workload runs, as far as versions go: images, and what they emulate.
+fn binaries(workload: &Value) -> Vec<(&str, Option<&str>)> {
+    let containers = workload.pointer("/spec/template/spec/containers").and_then(Value::as_array);
+    let told = containers.into_iter().flatten().map(|container| {
+        let words = container.get("command").and_then(Value::as_array);
+        let mut words = words.into_iter().flatten().filter_map(Value::as_str);
+        let emulated = words.find(|word| word.starts_with("--emulated-version="));
+        (container.get("image").and_then(Value::as_str).unwrap_or_default(), emulated)
+    });
+    let mut all: Vec<_> = told.collect();
+    all.sort_unstable();
+    all
+}
+
+fn unsettled(words: &str) -> Turn {
+    let words = words.to_owned();
+    Turn::Wait { reason: Reason::ControlPlaneUnsettled, words, owner: Owner::Nobody, until: None }
 }
 
 fn no_way(observed: &Observed, at: &Stage, why: &str) -> Problem {

@@ -68,13 +68,16 @@ pub fn step(observed: &Observed, current: &Revision, render: impl Fn(&Stage) -> 
         let progress = going(format!("going back to {}: {evidence}", before.version), None);
         return Step { revision: Some(revision), progress, ..Step::default() };
     }
+    let noted = |record: Record| Some(Revision { record, ..current.clone() });
     match next(observed, record) {
         Turn::Stay => {
             // Whoever asks for what runs has taken back what was refused, and may ask for it again.
             let taken_back = record.refused.is_some() && record.stage.version == target;
-            let revision = taken_back
-                .then(|| Revision { record: Record { refused: None, ..record.clone() }, ..current.clone() });
+            let revision = noted(Record { refused: None, ..record.clone() }).filter(|_| taken_back);
             Step { revision, progress: finishing(observed, record), ..Step::default() }
+        }
+        Turn::Proved => {
+            Step { revision: noted(Record { before: None, ..record.clone() }), ..Step::default() }
         }
         Turn::Blocked(problem) => {
             let progress = finishing(observed, record);
@@ -116,8 +119,7 @@ pub fn step(observed: &Observed, current: &Revision, render: impl Fn(&Stage) -> 
                 }
                 Verdict::Failed(evidence) => {
                     let refused = Refused { version: target.clone(), evidence, at: now, served: false };
-                    let record = Record { refused: Some(refused), ..record.clone() };
-                    let revision = Some(Revision { record, ..current.clone() });
+                    let revision = noted(Record { refused: Some(refused), ..record.clone() });
                     Step { revision, progress: going("the canary failed".into(), None), ..Step::default() }
                 }
                 Verdict::Absent | Verdict::Waiting => Step {
@@ -147,9 +149,9 @@ fn rolling(stage: &Stage) -> String {
 
 /// What was reached already, before the words of a wait.
 fn standing(record: &Record) -> String {
-    match record.stage.emulates {
-        Some(_) => format!("{} runs; ", tell(&record.stage)),
-        None => String::new(),
+    match record.before.is_some() || record.stage.emulates.is_some() {
+        true => format!("{} runs; ", tell(&record.stage)),
+        false => String::new(),
     }
 }
 

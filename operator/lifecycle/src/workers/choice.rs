@@ -5,19 +5,19 @@
 
 use std::cmp::Reverse;
 
-use jiff::Timestamp;
 use kaas_crds::name::DELETE_FIRST_ANNOTATION;
 use kaas_crds::worker_pool::{MOST_REMOVALS, Removal};
 
 use crate::workers::observed::{Member, PoolObserved, Readiness};
+use crate::workers::roll::Wait;
 
 /// The workers that are to go now: those of the stored choice that still are to, then others. Workers of an old template
 /// only while ones of the new template `can_be_made`: what cannot be replaced stays.
-pub(super) fn removals(observed: &PoolObserved, can_be_made: bool) -> Vec<Removal> {
+pub(super) fn removals(observed: &PoolObserved, can_be_made: bool, wait: Option<&Wait>) -> Vec<Removal> {
     let mut choice = Choice::of(observed);
     choice.scale_down();
-    if can_be_made {
-        choice.roll();
+    if can_be_made && !wait.is_some_and(|wait| wait.before_it) {
+        choice.roll(wait.is_some());
     }
     let mut removals = choice.removals;
     removals.truncate(MOST_REMOVALS);
@@ -77,8 +77,9 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// Workers of an old template, as long as enough others are Ready.
-    fn roll(&mut self) {
+    /// Workers of an old template, as long as enough others are Ready. Those that are well may have to wait, unless they
+    /// were chosen before.
+    fn roll(&mut self, waiting: bool) {
         let spec = &self.observed.pool.spec;
         let wanted = usize::try_from(spec.replicas).unwrap_or(0);
         let least = wanted.saturating_sub(usize::try_from(spec.rollout.max_unavailable).unwrap_or(0));
@@ -94,6 +95,9 @@ impl<'a> Choice<'a> {
             let ready = others.filter(|other| other.readiness == Readiness::Ready).count();
             // One that says itself that it is not Ready takes nothing away. One that is silent may be well.
             let useless = member.readiness == Readiness::NotReady;
+            if waiting && !useless && !chosen(self.observed, member) {
+                continue;
+            }
             if self.staying.len() > least && (useless || ready >= least) {
                 let why = format!("it is of an old template: {}", trait_of(member));
                 self.take(at, &why);
@@ -118,24 +122,26 @@ fn trait_of(member: &Member) -> String {
         Readiness::Silent => return "its kubelet is silent".into(),
         Readiness::Ready => {}
     }
-    format!("made at {}, {} pods", created(member), member.pods)
+    format!("made at {}, {} pods", member.created(), member.pods)
 }
 
 /// What it costs to lose a worker: the least first. What was chosen before stays chosen, so that late writes and changed
 /// facts do not take a second one.
 fn cost<'a>(observed: &PoolObserved, member: &'a Member) -> impl Ord + use<'a> {
-    let status = observed.pool.status.as_ref();
-    let chosen =
-        status.is_some_and(|status| status.removing.iter().any(|removal| removal.uid == member.uid()));
     (
-        !chosen,
+        !chosen(observed, member),
         !delete_first(member),
         member.readiness,
         observed.is_current(&member.worker),
-        Reverse(created(member)),
+        Reverse(member.created()),
         member.pods,
         member.name(),
     )
+}
+
+fn chosen(observed: &PoolObserved, member: &Member) -> bool {
+    let status = observed.pool.status.as_ref();
+    status.is_some_and(|status| status.removing.iter().any(|removal| removal.uid == member.uid()))
 }
 
 fn delete_first(member: &Member) -> bool {
@@ -143,8 +149,4 @@ fn delete_first(member: &Member) -> bool {
     annotations
         .and_then(|annotations| annotations.get(DELETE_FIRST_ANNOTATION))
         .is_some_and(|value| value != "false")
-}
-
-fn created(member: &Member) -> Timestamp {
-    member.worker.metadata.creation_timestamp.as_ref().map_or(Timestamp::MAX, |time| time.0)
 }

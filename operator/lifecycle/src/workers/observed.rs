@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use kaas_crds::worker::Address;
-use kaas_crds::{InstanceTypeSpec, Worker, WorkerPool};
+use kaas_crds::{InstanceTypeSpec, Maintenance, Worker, WorkerPool};
 
 use crate::drain;
 use crate::workers::template;
@@ -66,6 +66,19 @@ pub struct Cluster {
     pub internal: bool,
     /// Whether a request through the endpoint succeeded just now.
     pub serving: bool,
+    /// When work may begin.
+    pub maintenance: Option<Maintenance>,
+    /// What its add-ons lack, if they are known not to be ready.
+    pub addons: Option<Unready>,
+}
+
+/// Add-ons that are not ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unready {
+    /// Since when.
+    pub since: Timestamp,
+    /// Which ones.
+    pub message: String,
 }
 
 /// Everything known about one pool at one moment.
@@ -225,9 +238,17 @@ impl PoolObserved {
         })
     }
 
+    /// The version that workers are to have; empty as long as the control plane has completed none.
+    pub fn version<'a>(&'a self, cluster: &'a Cluster) -> &'a str {
+        match &self.pool.spec.version {
+            Some(pinned) if !cluster.version.is_empty() => pinned,
+            _ => &cluster.version,
+        }
+    }
+
     /// Whether a worker is as its pool and its cluster want it now.
     pub fn is_current(&self, worker: &Worker) -> bool {
-        let version = self.cluster.found().map_or("", |cluster| cluster.version.as_str());
+        let version = self.cluster.found().map_or("", |cluster| self.version(cluster));
         template::is_current(&self.pool.spec, version, worker)
     }
 
@@ -260,6 +281,17 @@ impl Member {
     /// Its UID.
     pub fn uid(&self) -> &str {
         self.worker.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    /// What it says of itself.
+    pub(super) fn summary(&self) -> &str {
+        let said = self.worker.status.as_ref().map(|status| status.summary.as_str());
+        said.filter(|text| !text.is_empty()).unwrap_or("just made")
+    }
+
+    /// When it was made.
+    pub(super) fn created(&self) -> Timestamp {
+        self.worker.metadata.creation_timestamp.as_ref().map_or(Timestamp::MAX, |time| time.0)
     }
 
     /// Whether its deletion has begun.

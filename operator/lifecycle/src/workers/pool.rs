@@ -13,8 +13,9 @@ use kaas_crds::{Worker, name};
 use crate::validated::Problem;
 use crate::workers::action::Action;
 use crate::workers::observed::{Fact, Member, PoolObserved};
+use crate::workers::roll::Wait;
 use crate::workers::validated::{Validated, validate};
-use crate::workers::{choice, template};
+use crate::workers::{choice, roll, template};
 
 /// What to do for a pool, in waves: everything of a wave may run at once, the next begins when it succeeded.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -59,11 +60,14 @@ pub fn plan(observed: &PoolObserved) -> PoolPlan {
         plan.waves.push(all(observed.members()));
     } else {
         let can_be_made = made.is_some() && cluster.serving && !cluster.version.is_empty();
-        let removals = choice::removals(observed, can_be_made);
+        let wait = roll::wait(observed);
+        let over = wait.as_ref().and_then(|wait| wait.until);
+        plan.wake_at = plan.wake_at.into_iter().chain(over).min();
+        let removals = choice::removals(observed, can_be_made, wait.as_ref());
         let stored = observed.pool.status.as_ref().is_some_and(|status| !status.removing.is_empty());
         plan.look_live = (stored || !removals.is_empty()) && !observed.live;
         plan.waves.push(match &made {
-            Some(made) => creations(observed, *made),
+            Some(made) => creations(observed, *made, wait.as_ref()),
             None => Vec::new(),
         });
         plan.waves.push(go(observed, removals));
@@ -110,7 +114,7 @@ fn all<'a>(members: impl Iterator<Item = &'a Member>) -> Vec<Action> {
 
 /// Workers that are missing. While workers are replaced there may be some more than asked for; those of the old template
 /// that still go count until they are gone, as their machines do.
-fn creations(observed: &PoolObserved, made: Validated<'_>) -> Vec<Action> {
+fn creations(observed: &PoolObserved, made: Validated<'_>, wait: Option<&Wait>) -> Vec<Action> {
     // Workers get the version of a control plane that has run.
     if made.cluster.version.is_empty() {
         return Vec::new();
@@ -123,13 +127,14 @@ fn creations(observed: &PoolObserved, made: Validated<'_>) -> Vec<Action> {
     let old = members.len().saturating_sub(members.iter().filter(is_current).count());
     let old_going = members.iter().filter(|member| member.going() && !is_current(member)).count();
     let wanted = usize::try_from(spec.replicas).unwrap_or(0);
-    let surge = if old > 0 { usize::try_from(spec.rollout.max_surge).unwrap_or(0) } else { 0 };
+    let rolls = old > 0 && !wait.is_some_and(|wait| wait.before_it);
+    let surge = if rolls { usize::try_from(spec.rollout.max_surge).unwrap_or(0) } else { 0 };
     let room = wanted.saturating_add(surge).saturating_sub(staying).saturating_sub(old_going);
     let missing = wanted.saturating_sub(current).min(room);
     let mut workers: Vec<Worker> = Vec::new();
     for ordinal in free_ordinals(observed).take(missing) {
         let zone = template::zone(made.instance_type, &members, &workers);
-        workers.push(template::worker(&observed.pool, made.cluster, ordinal, zone));
+        workers.push(template::worker(observed, made.cluster, ordinal, zone));
     }
     let pool_generation = observed.pool.metadata.generation.unwrap_or_default();
     workers.into_iter().map(|worker| Action::Create { worker: Box::new(worker), pool_generation }).collect()

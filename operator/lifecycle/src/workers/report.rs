@@ -17,6 +17,7 @@ use crate::workers::observed::{
     Fact, Machine, MachineState, Member, PoolObserved, Readiness, WorkerObserved,
 };
 use crate::workers::pool::{self, PoolPlan};
+use crate::workers::roll;
 use crate::workers::worker::{Step, WorkerPlan};
 
 /// A machine that runs for so long without its node, in seconds, does not join by itself.
@@ -158,7 +159,11 @@ fn pool_verdicts(
         Verdict::new(Ready, Is::False, Reason::WorkersNotReady, not_ready(wanted, well, staying))
     };
     let up_to_date = if old > 0 {
-        Verdict::new(UpToDate, Is::False, Reason::Rolling, format!("{old} workers are of an old template"))
+        let words = format!("{old} workers are of an old template");
+        match roll::wait(observed) {
+            Some(wait) => Verdict::new(UpToDate, Is::False, wait.reason, format!("{words}; {}", wait.words)),
+            None => Verdict::new(UpToDate, Is::False, Reason::Rolling, words),
+        }
     } else {
         Verdict::new(UpToDate, Is::True, Reason::RevisionCurrent, "all workers are of the newest template")
     };
@@ -189,12 +194,7 @@ fn not_ready(wanted: usize, well: usize, staying: &[&Member]) -> String {
         .filter(|member| member.readiness != Readiness::Ready)
         .min_by_key(|member| member.name());
     if let Some(first) = first {
-        let summary = first.worker.status.as_ref().map_or("", |status| status.summary.as_str());
-        text.push_str(&format!(
-            "; {}: {}",
-            first.name(),
-            if summary.is_empty() { "just made" } else { summary }
-        ));
+        text.push_str(&format!("; {}: {}", first.name(), first.summary()));
     }
     text
 }
@@ -214,7 +214,12 @@ fn pool_summary(observed: &PoolObserved, verdicts: &[Verdict], staying: &[&Membe
     } else if let Some(stalled) = find(ConditionType::Stalled).filter(|verdict| verdict.is == Is::True) {
         format!("Stalled: {}", stalled.message)
     } else if find(ConditionType::UpToDate).is_some_and(|verdict| verdict.is == Is::False) {
-        format!("Rolling: {updated} of {} workers are of the newest template", staying.len())
+        let words = format!("{updated} of {} workers are of the newest template", staying.len());
+        match roll::wait(observed) {
+            Some(wait) if wait.before_it => format!("Roll is to come: {words}; {}", wait.words),
+            Some(wait) => format!("Rolling: {words}; {}", wait.words),
+            None => format!("Rolling: {words}"),
+        }
     } else if let Some(ready) = ready.filter(|verdict| verdict.is == Is::Unknown) {
         format!("Unknown: {}", ready.message)
     } else if let Some(ready) = ready.filter(|verdict| verdict.is == Is::False) {

@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kaas_crds::worker_pool::Kubelet;
-use kaas_crds::{InstanceTypeSpec, Worker, WorkerPool, WorkerPoolSpec, WorkerSpec, name};
+use kaas_crds::{InstanceTypeSpec, Worker, WorkerPoolSpec, WorkerSpec, name};
 use serde_json::json;
 
 use crate::difference::digest;
-use crate::workers::observed::{Cluster, Member};
+use crate::workers::observed::{Cluster, Member, PoolObserved};
 
 /// Version of the function that new workers are made with. Older ones stay, so that their workers are still understood.
 const HASH_VERSION: u32 = 1;
@@ -22,8 +22,8 @@ pub fn hash(spec: &WorkerPoolSpec) -> String {
     versioned(spec, HASH_VERSION).unwrap_or_default()
 }
 
-/// Whether a worker is of the newest template, and of the version that its cluster has completed (empty: not known, and
-/// nobody is replaced for it). One that a newer operator made, with a function that is not known here, is left alone.
+/// Whether a worker is of the newest template, and of the version that workers are to have (empty: not known, and nobody
+/// is replaced for it). One that a newer operator made, with a function that is not known here, is left alone.
 pub fn is_current(spec: &WorkerPoolSpec, version: &str, worker: &Worker) -> bool {
     if !version.is_empty() && worker.spec.version != version {
         return false;
@@ -49,7 +49,13 @@ fn versioned(spec: &WorkerPoolSpec, version: u32) -> Option<String> {
 }
 
 /// The Worker of this ordinal.
-pub(super) fn worker(pool: &WorkerPool, cluster: &Cluster, ordinal: u32, zone: Option<String>) -> Worker {
+pub(super) fn worker(
+    observed: &PoolObserved,
+    cluster: &Cluster,
+    ordinal: u32,
+    zone: Option<String>,
+) -> Worker {
+    let pool = &observed.pool;
     let pool_name = pool.metadata.name.clone().unwrap_or_default();
     let spec = &pool.spec;
     let mut worker = Worker::new(
@@ -59,7 +65,7 @@ pub(super) fn worker(pool: &WorkerPool, cluster: &Cluster, ordinal: u32, zone: O
             cluster_uid: cluster.uid.clone(),
             pool_name: pool_name.clone(),
             instance_type: spec.instance_types.first().cloned().unwrap_or_default(),
-            version: cluster.version.clone(),
+            version: observed.version(cluster).to_owned(),
             zone,
             infrastructure: spec.infrastructure.clone(),
             kubelet: spec.template.kubelet.clone(),

@@ -6,6 +6,7 @@ use kaas_crds::status::Owner;
 use kaas_crds::worker_pool::InfrastructureKind;
 use kaas_crds::{InstanceTypeSpec, Reason};
 
+use crate::upgrade::path::{KUBELET_LAG, Version, kubelet_fits};
 use crate::validated::Problem;
 use crate::workers::observed::{Cluster, Fact, PoolObserved};
 
@@ -144,8 +145,15 @@ fn overlap(observed: &PoolObserved, cluster: &Cluster) -> Option<Problem> {
 }
 
 fn version(observed: &PoolObserved) -> Option<Problem> {
-    let version = &observed.cluster.found()?.version;
-    if version.is_empty() || observed.catalogue.contains(version) {
+    let cluster = observed.cluster.found()?;
+    let version = &cluster.version;
+    if version.is_empty() {
+        return None;
+    }
+    if let Some(pinned) = &observed.pool.spec.version {
+        return pinned_version(observed, pinned, cluster);
+    }
+    if observed.catalogue.contains(version) {
         return None;
     }
     problem(
@@ -155,5 +163,35 @@ fn version(observed: &PoolObserved) -> Option<Problem> {
             "version {version} of TenantCluster {} is not in the catalogue any more, which has the images of workers; add it again",
             observed.pool.spec.cluster_name
         ),
+    )
+}
+
+/// A version that the pool asks for itself.
+fn pinned_version(observed: &PoolObserved, pinned: &str, cluster: &Cluster) -> Option<Problem> {
+    let serves: Version = cluster.version.parse().ok()?;
+    let fits = |text: &str| text.parse().is_ok_and(|kubelet| kubelet_fits(kubelet, serves));
+    let fitting: Vec<&str> =
+        observed.catalogue.iter().map(String::as_str).filter(|version| fits(version)).collect();
+    let way_out = match fitting.as_slice() {
+        [] => "leave it out to follow the control plane".to_owned(),
+        fitting => format!("leave it out to follow the control plane, or choose from {}", fitting.join(", ")),
+    };
+    if !fits(pinned) {
+        return problem(
+            Reason::VersionSkew,
+            Owner::Tenant,
+            format!(
+                "spec.version: workers of {pinned} do not fit to a control plane of {serves}: they may be up to {KUBELET_LAG} \
+                 minor versions older, and never newer; {way_out}"
+            ),
+        );
+    }
+    if observed.catalogue.contains(pinned) {
+        return None;
+    }
+    problem(
+        Reason::VersionNotInCatalogue,
+        Owner::Tenant,
+        format!("spec.version: {pinned} is not in the catalogue of workers' images; {way_out}"),
     )
 }

@@ -114,6 +114,11 @@ fn say(world: &mut World, kind: Kind, name: &str, status: Value) {
     std::sync::Arc::make_mut(world.inside.get_mut(&reference).unwrap()).content["status"] = status;
 }
 
+/// A DaemonSet on two workers.
+fn daemons(ready: i32) -> Value {
+    json!({"desiredNumberScheduled": 2, "updatedNumberScheduled": 2, "numberReady": ready})
+}
+
 #[test]
 fn what_is_said_of_addons_and_tunnel() {
     let mut world = World::demo();
@@ -135,36 +140,57 @@ fn what_is_said_of_addons_and_tunnel() {
     True NoWorkers: no worker has joined that could be reached
     ");
     for name in ["flannel", "kube-proxy", "konnectivity-agent"] {
-        say(&mut world, Kind::DaemonSet, name, json!({"desiredNumberScheduled": 2, "numberReady": 0}));
+        say(&mut world, Kind::DaemonSet, name, daemons(0));
     }
     for (name, pods) in [("coredns", 2), ("metrics-server", 1)] {
-        say(&mut world, Kind::Deployment, name, json!({"readyReplicas": pods}));
+        say(
+            &mut world,
+            Kind::Deployment,
+            name,
+            json!({"readyReplicas": pods, "updatedReplicas": pods, "replicas": pods}),
+        );
     }
     insta::assert_snapshot!(both(&mut world), @"
     False AddonsNotReady: not ready: flannel 0 of 2, konnectivity-agent 0 of 2, kube-proxy 0 of 2
     False AgentsMissing: none of 2 agents is connected: logs, exec, webhooks and aggregated APIs fail
     ");
     for name in ["flannel", "kube-proxy"] {
-        say(&mut world, Kind::DaemonSet, name, json!({"desiredNumberScheduled": 2, "numberReady": 2}));
+        say(&mut world, Kind::DaemonSet, name, daemons(2));
     }
-    say(
-        &mut world,
-        Kind::DaemonSet,
-        "konnectivity-agent",
-        json!({"desiredNumberScheduled": 2, "numberReady": 1}),
-    );
+    say(&mut world, Kind::DaemonSet, "konnectivity-agent", daemons(1));
     insta::assert_snapshot!(both(&mut world), @"
     False AddonsNotReady: not ready: konnectivity-agent 1 of 2
     True AgentsConnected: 1 of 2 agents are connected
     ");
+    say(&mut world, Kind::DaemonSet, "konnectivity-agent", daemons(2));
+    insta::assert_snapshot!(both(&mut world), @"
+    True AddonsRunning: all addons run
+    True AgentsConnected: 2 of 2 agents are connected
+    ");
     say(
         &mut world,
         Kind::DaemonSet,
-        "konnectivity-agent",
-        json!({"desiredNumberScheduled": 2, "numberReady": 2}),
+        "kube-proxy",
+        json!({"desiredNumberScheduled": 2, "updatedNumberScheduled": 1, "numberReady": 2}),
     );
+    let surging = json!({"readyReplicas": 2, "updatedReplicas": 2, "replicas": 3});
+    say(&mut world, Kind::Deployment, "coredns", surging);
     insta::assert_snapshot!(both(&mut world), @"
-    True AddonsRunning: all addons run
+    False AddonsNotReady: being replaced: coredns, kube-proxy
+    True AgentsConnected: 2 of 2 agents are connected
+    ");
+    let proxy = Reference::namespaced(Kind::DaemonSet, "kube-system", "kube-proxy");
+    say(&mut world, Kind::DaemonSet, "kube-proxy", daemons(2));
+    say(
+        &mut world,
+        Kind::Deployment,
+        "coredns",
+        json!({"readyReplicas": 2, "updatedReplicas": 2, "replicas": 2}),
+    );
+    let live = std::sync::Arc::make_mut(world.inside.get_mut(&proxy).unwrap());
+    live.content["metadata"]["generation"] = json!(2);
+    insta::assert_snapshot!(both(&mut world), @"
+    False AddonsNotReady: being replaced: kube-proxy
     True AgentsConnected: 2 of 2 agents are connected
     ");
     world.reachable = false;

@@ -6,15 +6,16 @@ use jiff::SignedDuration;
 use kaas_crds::status::Owner;
 use kaas_crds::tenant_cluster::Finalize;
 use kaas_lifecycle::object::Kind;
-use kaas_lifecycle::observed::Vigil;
+use kaas_lifecycle::observed::{Lately, Vigil};
 use kaas_lifecycle::upgrade::preflight::Facts;
-use kaas_lifecycle::upgrade::preflight::facts::{Budget, Nodes};
+use kaas_lifecycle::upgrade::preflight::facts::{Added, Budget, Nodes};
 use serde_json::json;
 
 use crate::world::{World, release};
 
 const OLD: &str = "v1.36.3";
 const NEW: &str = "v1.37.1";
+const PATCH: &str = "v1.37.2";
 const SOAK: SignedDuration = SignedDuration::from_mins(10);
 
 /// A cluster of the old version that is well, with etcd 3.6.
@@ -280,27 +281,126 @@ fn without_room_it_waits_and_says_for_what() {
     assert_eq!(status_version(&world), NEW);
 }
 
-#[test]
-fn what_clients_see_is_told_and_judged() {
-    let mut world = old();
-    let seen = |requests, failed| Vigil {
-        requests,
+/// What was seen of `requests` on new connections, `failed` and `slow` of them lately.
+fn seen(requests: u32, failed: u32, slow: u32) -> Option<Vigil> {
+    Some(Vigil {
+        requests: 1000,
         failed,
         failure: Some("Create: 500".into()),
+        lately: Lately { requests, failed, slow },
         ..Vigil::default()
-    };
-    world.vigil = Some(seen(1000, 50));
-    upgraded(&mut world);
-    let entry = world.cluster.status.as_ref().unwrap().history[0].clone();
-    assert_eq!((entry.result.as_str(), entry.version.as_str()), ("Succeeded", NEW));
-    assert_eq!(entry.probe.map(|probe| (probe.requests, probe.failed)), Some((1000, 50)));
+    })
+}
 
-    let mut world = old();
-    world.vigil = Some(seen(1000, 51));
-    upgraded(&mut world);
+#[test]
+fn what_clients_see_is_told_and_judged() {
+    let after = |vigil: Option<Vigil>| {
+        let mut world = old();
+        world.vigil = vigil;
+        world.edit(|spec| spec.version = NEW.into());
+        told(&mut world, 60);
+        world.now += SOAK;
+        world.settle();
+        let entry = world.cluster.status.as_ref().unwrap().history[0].clone();
+        (entry.result, status_version(&world), entry.probe.map(|probe| (probe.requests, probe.failed)))
+    };
+    let (result, version, probe) = after(seen(100, 5, 25));
+    assert_eq!((result.as_str(), version.as_str(), probe), ("Succeeded", NEW, Some((1000, 5))));
+    // Three are no rate.
+    assert_eq!(after(seen(3, 3, 3)).1, NEW);
+    for (vigil, evidence) in [
+        (seen(100, 6, 0), "6 of 100 requests on new connections in 30 s failed, last Create: 500"),
+        (seen(100, 0, 26), "26 of 100 requests on new connections in 30 s took longer than 2 s"),
+        (seen(4, 4, 0), "4 of 4 requests on new connections in 30 s failed, last Create: 500"),
+    ] {
+        let (result, version, _) = after(vigil);
+        assert_eq!((result, version.as_str()), (format!("RolledBack: {evidence}"), OLD));
+    }
+}
+
+/// A cluster of the new version that is well, and a patch of it in the catalogue.
+fn patchable() -> World {
+    let mut world = World::demo();
+    world.catalogue.insert(PATCH.into(), release(PATCH));
+    world.settle();
+    assert_eq!(status_version(&world), NEW);
+    world
+}
+
+#[test]
+fn a_patch_is_taken_when_it_has_been_well_for_the_soak() {
+    let mut world = patchable();
+    world.edit(|spec| spec.version = PATCH.into());
+    let lines = told(&mut world, 60);
+    insta::assert_snapshot!(lines.join("\n"), @"
+    Upgrading to v1.37.2: one API server without clients proves v1.37.2
+    Upgrading to v1.37.2: API servers and controllers become v1.37.2: kube-apiserver 0 of 1 ready
+    Upgrading to v1.37.2: API servers and controllers become v1.37.2: kube-apiserver 1 of 1 ready
+    Upgrading to v1.37.2: API servers and controllers become v1.37.2: kube-controllers 0 of 1 ready
+    Upgrading to v1.37.2: API servers and controllers become v1.37.2: kube-controllers 1 of 1 ready
+    Upgrading to v1.37.2: v1.37.2 runs; the upgrade is over when all has been well for 10m
+    ");
+    assert_eq!(status_version(&world), NEW, "workers follow what is completed");
+    world.now += SOAK;
+    told(&mut world, 10);
+    assert_eq!((status_version(&world).as_str(), world.summary()), (PATCH, "Running"));
+    assert_eq!(world.cluster.status.as_ref().unwrap().history[0].result, "Succeeded");
+
+    // What breaks later is no fault of the upgrade's.
+    world.vigil = seen(100, 100, 0);
+    told(&mut world, 60);
+    assert_eq!((status_version(&world).as_str(), world.summary()), (PATCH, "Running"));
+    world.edit(|spec| spec.control_plane.replicas = 2);
+    told(&mut world, 60);
+    assert_eq!((status_version(&world).as_str(), world.summary()), (PATCH, "Running"));
+}
+
+#[test]
+fn a_patch_that_spoils_in_the_soak_is_rolled_back_its_api_servers_first() {
+    let mut world = patchable();
+    world.edit(|spec| spec.version = PATCH.into());
+    told(&mut world, 60);
+    assert!(world.summary().contains("well for"), "{}", world.summary());
+    world.vigil = seen(100, 6, 0);
+    while flags(&world, "kube-apiserver").contains(PATCH) {
+        world.reconcile();
+        world.controllers();
+    }
+    assert!(flags(&world, "kube-controllers").contains(PATCH), "they wait for no controllers");
+    world.vigil = seen(100, 0, 0);
+    let lines = told(&mut world, 60);
+    insta::assert_snapshot!(lines.join("\n"), @"
+    Upgrading to v1.37.2: going back to v1.37.1: pods are replaced: kube-apiserver 1 of 1 ready
+    Upgrading to v1.37.2: going back to v1.37.1: pods are replaced: kube-controllers 0 of 1 ready
+    Upgrading to v1.37.2: going back to v1.37.1: pods are replaced: kube-controllers 1 of 1 ready
+    Running, but stalled: spec.version: v1.37.2 did not prove itself at 2026-06-01T00:01:05Z: 6 of 100 requests on new connections in 30 s failed, last Create: 500; it was rolled back to v1.37.1; to try again set spec.version to v1.37.1 and then back
+    ");
+    assert!(flags(&world, "kube-controllers").contains(NEW));
+    assert_eq!((status_version(&world).as_str(), world.condition("Ready").0.as_str()), (NEW, "True"));
     let entry = world.cluster.status.as_ref().unwrap().history[0].clone();
-    assert_eq!(entry.result, "RolledBack: 51 of 1000 requests on new connections failed, last Create: 500");
-    assert_eq!(status_version(&world), OLD);
+    assert_eq!(
+        entry.result,
+        "RolledBack: 6 of 100 requests on new connections in 30 s failed, last Create: 500"
+    );
+}
+
+#[test]
+fn a_patch_that_is_not_proved_is_taken_back_at_once() {
+    let mut world = patchable();
+    world.edit(|spec| spec.version = PATCH.into());
+    while !flags(&world, "kube-apiserver").contains(PATCH) {
+        told(&mut world, 1);
+    }
+    // Its servers do not come up; nobody waits until that is sure.
+    world.cramped = true;
+    told(&mut world, 5);
+    world.edit(|spec| spec.version = NEW.into());
+    told(&mut world, 5);
+    assert!(flags(&world, "kube-apiserver").contains(NEW));
+    world.cramped = false;
+    told(&mut world, 60);
+    assert_eq!((status_version(&world).as_str(), world.summary()), (NEW, "Running"));
+    assert!(!world.pods.iter().any(|pod| pod.component == "kube-apiserver-canary"));
 }
 
 #[test]
@@ -339,11 +439,65 @@ fn one_minor_version_at_a_time_and_never_back_unasked() {
     world.edit(|spec| spec.version = OLD.into());
     world.settle();
     upgraded(&mut world);
-    world.edit(|spec| spec.version = OLD.into());
+    world.edit(|spec| spec.version = "v1.35.4".into());
     world.settle();
-    assert_eq!(world.condition("Stalled"), ("True".into(), "UpgradePathInvalid".into()));
     assert_eq!(status_version(&world), NEW);
     assert_eq!(world.condition("Ready").0, "True");
+}
+
+#[test]
+fn back_from_a_version_that_serves_goes_with_consent_only() {
+    let mut world = old();
+    upgraded(&mut world);
+    let workers =
+        |version: &str| [(version.to_owned(), Nodes { count: 1, names: vec!["blue-0".into()] })].into();
+    let bundles = Added {
+        what: "certificates.k8s.io/v1/clustertrustbundles".into(),
+        stored: 2,
+        names: vec!["a".into(), "b".into()],
+        all: true,
+    };
+    world.inside_facts =
+        Facts { kubelets: workers(NEW), added: vec![bundles], looked_for: 48, ..Facts::default() };
+    world.edit(|spec| spec.version = OLD.into());
+    told(&mut world, 30);
+    let ids = |world: &World| -> Vec<String> {
+        let preflight = world.cluster.status.as_ref().unwrap().preflight.clone().unwrap();
+        preflight.findings.into_iter().map(|finding| finding.id).collect()
+    };
+    let all = [
+        "KubeletTooNew/v1.37.1",
+        "NewKindStored/certificates.k8s.io/v1/clustertrustbundles",
+        "GoingBack/v1.36.3",
+    ];
+    assert_eq!(ids(&world), all);
+    assert_eq!((status_version(&world).as_str(), world.condition("Ready").0.as_str()), (NEW, "True"));
+    world.inside_facts.kubelets = workers(OLD);
+    world.inside_facts.added.clear();
+    let waiting = told(&mut world, 30);
+    insta::assert_snapshot!(waiting.last().unwrap(), @"Going back to v1.36.3: GoingBack/v1.36.3: v1.37.1 serves already, and going back to v1.36.3 loses what is new in it; to go back, put GoingBack/v1.36.3 into spec.upgrade.ignore; to stay, set spec.version to v1.37.1");
+    world.edit(|spec| spec.upgrade.ignore = vec!["GoingBack/v1.36.3".into()]);
+    let mut emulated = false;
+    for _ in 0..120 {
+        world.reconcile();
+        let servers = flags(&world, "kube-apiserver");
+        let lowered = servers.contains("--emulated-version=1.36");
+        emulated |= lowered;
+        assert!(
+            emulated || servers.contains(NEW),
+            "old binaries beside a server that serves the new version"
+        );
+        if lowered || servers.contains(OLD) {
+            assert_eq!(status_version(&world), OLD, "no worker is newer than an API server");
+        }
+        world.controllers();
+        world.now += SignedDuration::from_secs(1);
+    }
+    assert!(emulated);
+    assert_eq!((status_version(&world).as_str(), world.summary()), (OLD, "Running"));
+    let entry = world.cluster.status.as_ref().unwrap().history[0].clone();
+    assert_eq!((entry.version.as_str(), entry.result.as_str()), (OLD, "Succeeded"));
+    assert!(flags(&world, "kube-apiserver").contains(OLD));
 }
 
 #[test]

@@ -125,6 +125,7 @@ pub(crate) fn release(version: &str) -> KubernetesReleaseSpec {
         etcd: EtcdRelease { version: "3.7.3".into(), image: "registry.k8s.io/etcd:3.7.3-0".into() },
         addons: None,
         removes: Vec::new(),
+        adds: Vec::new(),
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct Fleet {
     pub(crate) pool: Option<WorkerPool>,
     pub(crate) cluster: Option<Cluster>,
     pub(crate) instance_types: BTreeMap<String, InstanceTypeSpec>,
+    /// Versions that have images of workers.
+    pub(crate) catalogue: BTreeSet<String>,
     pub(crate) offer: Offer,
     pub(crate) workers: BTreeMap<String, Worker>,
     /// Machines by the worker's UID, with the worker's name.
@@ -68,6 +70,8 @@ pub(crate) fn cluster() -> Cluster {
         ],
         internal: false,
         serving: true,
+        maintenance: None,
+        addons: None,
     }
 }
 
@@ -98,6 +102,7 @@ impl Fleet {
                     serde_json::from_value(json!({"capacity": {"cpu": "4", "memory": "8Gi"}})).unwrap(),
                 ),
             ]),
+            catalogue: BTreeSet::from(["v1.37.1".into()]),
             offer: Offer { pods: true, networks: vec![("pods".into(), "10.244.0.0/16".parse().unwrap())] },
             workers: BTreeMap::new(),
             machines: BTreeMap::new(),
@@ -157,7 +162,7 @@ impl Fleet {
             cluster: self.cluster_fact(),
             instance_type: wanted.cloned().map_or(Fact::Absent, Fact::Found),
             instance_types: self.instance_types.keys().cloned().collect(),
-            catalogue: BTreeSet::from(["v1.37.1".into()]),
+            catalogue: self.catalogue.clone(),
             offer: self.offer.clone(),
             workers: workers.values().map(|worker| self.member(worker)).collect(),
             live,

@@ -9,6 +9,7 @@ mod mutants;
 mod pool;
 mod properties;
 mod report;
+mod roll;
 #[path = "../lifecycle/schema.rs"]
 mod schema;
 mod worker;

@@ -60,7 +60,10 @@ fn a_pool_on_its_way() {
     fleet.edit(|spec| spec.instance_types = vec!["large".into()]);
     fleet.turn();
     let status = of_pool(&fleet);
-    assert_eq!(status.summary, "Rolling: 1 of 3 workers are of the newest template");
+    assert_eq!(
+        status.summary,
+        "Rolling: 1 of 3 workers are of the newest template; p-2 of the new template is not Ready: just made"
+    );
     assert_eq!(said(&status.conditions, "UpToDate"), ("False".into(), "Rolling".into()));
     let mut fleet = Fleet::settled(3);
     fleet.edit(|spec| spec.replicas = 2);

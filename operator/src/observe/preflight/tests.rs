@@ -90,7 +90,7 @@ impl Stage {
     }
 
     async fn read(&self) -> Facts {
-        read(&self.client, &next()).await.unwrap()
+        read(&self.client, &next(), None).await.unwrap()
     }
 }
 
@@ -234,6 +234,34 @@ async fn everything_that_speaks_against_an_upgrade_is_read() {
     budgets_are_told(&stage).await;
     webhooks_are_told(&stage).await;
     kubelets_are_told(&stage).await;
+    additions_are_told(&stage).await;
+}
+
+/// What would be lost on the way back.
+async fn additions_are_told(stage: &Stage) {
+    let deployments = stage.objects("apps/v1", "Deployment", "deployments", Some("default"));
+    let template = json!({
+        "metadata": {"labels": {"app": "new"}},
+        "spec": {"containers": [{"name": "a", "image": "a", "workingDir": "/new"}]},
+    });
+    let spec = json!({"selector": {"matchLabels": {"app": "new"}}, "template": template});
+    let object =
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "new"}, "spec": spec});
+    stage.create(deployments, object).await;
+    let adds = [
+        "v1/nodes",
+        "v1/pods:spec.containers[].workingDir",
+        "example.com/v1/things",
+        "v1/nodes:spec.podCIDR",
+    ];
+    let adds = adds.map(str::to_owned).into();
+    let serving = KubernetesReleaseSpec { adds, ..release() };
+    let facts = read(&stage.client, &next(), Some(&serving)).await.unwrap();
+    let told: Vec<_> =
+        facts.added.iter().map(|added| (added.what.as_str(), added.stored, added.names.join(" "))).collect();
+    let template = "apps/v1/deployments:spec.template.spec.containers[].workingDir";
+    assert_eq!(told, [(template, 1, "default/new".into()), ("v1/nodes", 5, "node-0 node-1 node-2".into())]);
+    assert_eq!((facts.looked_for, facts.added[0].all), (4, true));
 }
 
 async fn callers_are_told(stage: &Stage) {

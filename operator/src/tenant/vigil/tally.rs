@@ -1,10 +1,11 @@
 //! What a vigil counts: requests and their failures, gaps, and changes that the watch missed, repeated or told late.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use kaas_lifecycle::observed::Vigil;
+use kaas_lifecycle::observed::{Lately, Vigil};
+use kaas_lifecycle::upgrade::gate::{LATELY, SLOW};
 use tokio::time::Instant;
 
 /// A change that was answered so long ago and not told is lost.
@@ -18,10 +19,19 @@ pub(super) struct Tally {
     seen: Vigil,
     /// When a request on a new connection succeeded last.
     succeeded: Option<Instant>,
+    /// The last requests on new connections, the oldest first.
+    lately: VecDeque<Ended>,
     /// Changes by resourceVersion: when each was answered, and when it was told.
     changes: BTreeMap<u64, Change>,
     /// A list was read at this version: what happened until then is told by nobody.
     listed: u64,
+}
+
+#[derive(Debug)]
+struct Ended {
+    at: Instant,
+    failed: bool,
+    slow: bool,
 }
 
 #[derive(Debug, Default)]
@@ -33,13 +43,18 @@ struct Change {
 impl Default for Tally {
     fn default() -> Self {
         let seen = Vigil { since: Timestamp::now(), ..Vigil::default() };
-        Tally { seen, succeeded: None, changes: BTreeMap::new(), listed: 0 }
+        Tally { seen, succeeded: None, lately: VecDeque::new(), changes: BTreeMap::new(), listed: 0 }
     }
 }
 
 impl Tally {
-    /// A request was answered, or was not.
-    pub(super) fn note(&mut self, reused: bool, result: Result<(), String>) {
+    /// A request was answered, or was not, after so long.
+    pub(super) fn note(&mut self, reused: bool, took: Duration, result: Result<(), String>) {
+        if !reused {
+            let (at, slow) = (Instant::now(), signed(took) > SLOW);
+            self.lately.retain(|ended| recent(ended, at));
+            self.lately.push_back(Ended { at, failed: result.is_err(), slow });
+        }
         let (requests, failures) = match reused {
             true => (&mut self.seen.reused, &mut self.seen.reused_failed),
             false => (&mut self.seen.requests, &mut self.seen.failed),
@@ -92,7 +107,14 @@ impl Tally {
 
     /// What was seen until now.
     pub(super) fn seen(&self) -> Vigil {
-        self.seen.clone()
+        let mut lately = Lately::default();
+        let now = Instant::now();
+        for ended in self.lately.iter().filter(|ended| recent(ended, now)) {
+            lately.requests = lately.requests.saturating_add(1);
+            lately.failed = lately.failed.saturating_add(u32::from(ended.failed));
+            lately.slow = lately.slow.saturating_add(u32::from(ended.slow));
+        }
+        Vigil { lately, ..self.seen.clone() }
     }
 
     fn forget(&mut self, now: Instant) {
@@ -106,6 +128,10 @@ impl Tally {
             !missing && age(change.told) < MEMORY
         });
     }
+}
+
+fn recent(ended: &Ended, now: Instant) -> bool {
+    signed(now.duration_since(ended.at)) <= LATELY
 }
 
 fn signed(duration: Duration) -> SignedDuration {
@@ -153,16 +179,30 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn gaps_and_failures_are_of_new_connections() {
         let mut tally = Tally::default();
-        tally.note(false, Ok(()));
+        let quick = Duration::from_millis(5);
+        tally.note(false, quick, Ok(()));
         advance(Duration::from_secs(2)).await;
-        tally.note(false, Err("Get: refused".into()));
-        tally.note(true, Err("reset".into()));
+        tally.note(false, quick, Err("Get: refused".into()));
+        tally.note(true, quick, Err("reset".into()));
         assert!(tally.seen().failing_since.is_some());
         advance(Duration::from_secs(1)).await;
-        tally.note(false, Ok(()));
+        tally.note(false, quick, Ok(()));
         let seen = tally.seen();
         assert_eq!((seen.requests, seen.failed, seen.reused, seen.reused_failed), (3, 1, 1, 1));
         assert_eq!(seen.gap, SignedDuration::from_secs(3));
         assert_eq!((seen.failing_since, seen.failure.as_deref()), (None, Some("Get: refused")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ended_long_ago_is_not_lately() {
+        let mut tally = Tally::default();
+        tally.note(false, Duration::from_secs(3), Err("Get: no answer".into()));
+        advance(Duration::from_secs(20)).await;
+        tally.note(false, Duration::from_secs(2), Ok(()));
+        tally.note(true, Duration::from_secs(3), Err("reset".into()));
+        assert_eq!(tally.seen().lately, Lately { requests: 2, failed: 1, slow: 1 });
+        advance(Duration::from_secs(11)).await;
+        assert_eq!(tally.seen().lately, Lately { requests: 1, failed: 0, slow: 0 });
+        assert_eq!((tally.seen().requests, tally.seen().failed), (2, 1));
     }
 }

@@ -36,7 +36,7 @@ pub(super) const PARTS: &[Part] = &[
 ];
 
 /// After a SIGTERM a server answers for so long what still comes to it.
-const LAMEDUCK_SECONDS: u32 = 5;
+const LAMEDUCK_SECONDS: u32 = 10;
 const GRACE_SECONDS: u32 = LAMEDUCK_SECONDS + 5;
 
 fn configuration(site: &Site<'_>) -> Value {

@@ -21,6 +21,10 @@ pub struct Facts {
     pub system_labels: BTreeMap<String, String>,
     /// Resources that are served and that the target does not have.
     pub removed: Vec<Removed>,
+    /// Where the target is older than the version that serves: what is new in that and in use ...
+    pub added: Vec<Added>,
+    /// ... of so many kinds and fields that were looked for.
+    pub looked_for: usize,
     /// Who called them; `None` when nobody watches, or one of the watchers did not answer.
     pub callers: Option<Callers>,
 }
@@ -98,6 +102,19 @@ pub struct Removed {
     pub elsewhere: Option<String>,
     /// Objects that are stored; counted only where there is no other version.
     pub stored: u64,
+}
+
+/// A kind or a field that the target does not know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Added {
+    /// As the release of the version that serves names it, for example `v1/pods:spec.newField`.
+    pub what: String,
+    /// Objects that are of it, or have it.
+    pub stored: u64,
+    /// Names of the first few.
+    pub names: Vec<String>,
+    /// Whether all objects were looked at.
+    pub all: bool,
 }
 
 /// Who called.

@@ -23,6 +23,7 @@ fn release(version: &str, removes: &[&str]) -> KubernetesReleaseSpec {
         etcd: EtcdRelease { version: "3.7.3".into(), image: image() },
         addons: None,
         removes: removes.iter().map(|api| (*api).to_owned()).collect(),
+        adds: Vec::new(),
     }
 }
 
@@ -103,7 +104,8 @@ fn the_target_is_what_is_asked_for_or_the_newest_within_reach() {
         ("v1.36.4", "v1.36.4", Some("v1.37.1")),
         ("v1.35.4", "v1.35.4", Some("v1.36.4")),
         ("v1.35.4", "v1.37.1", None),
-        ("v1.37.1", "v1.36.3", None),
+        ("v1.37.1", "v1.36.3", Some("v1.36.3")),
+        ("v1.37.1", "v1.35.4", None),
         ("v1.36.3", "v1.36.9", None),
         ("v1.38.0", "v1.38.0", None),
     ] {
