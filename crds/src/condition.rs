@@ -150,6 +150,10 @@ reasons! {
     FinalizeHeld,
     /// One API server has to prove the next stage of an upgrade first.
     CanaryProving,
+    /// The version of etcd that is asked for is in no KubernetesRelease.
+    EtcdVersionUnknown,
+    /// The version of etcd that is asked for cannot be had from what runs.
+    EtcdVersionUnsupported,
     /// The platform has not set a host for NodePort endpoints.
     EndpointHostMissing,
     /// The load balancer has no address yet.

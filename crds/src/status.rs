@@ -121,6 +121,8 @@ pub enum OperationType {
     Upgrade,
     /// etcd members are added, removed, replaced or restarted.
     ScaleEtcd,
+    /// etcd goes to another minor version.
+    UpgradeEtcd,
     /// The cluster goes away.
     Delete,
 }

@@ -226,6 +226,15 @@ pub struct Etcd {
     )]
     pub replicas: i32,
 
+    /// Version, for example `3.7.3`: one that a KubernetesRelease has. Unset, a new cluster gets that of its release, and
+    /// one that runs keeps its minor version. It can be changed to the next minor version, and back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,3}\\.[0-9]{1,3}\\.[0-9]{1,3}$')").message(Message::Expression(
+        "\"spec.etcd.version: '\" + self + \"' must look like 3.7.3; kubectl get kubernetesreleases lists what there is\"".into()
+    )))]
+    pub version: Option<String>,
+
     /// Where members keep their data.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("spec.etcd.storage: cannot be changed yet; create a second TenantCluster and move over"))]
@@ -238,7 +247,7 @@ fn default_members() -> i32 {
 
 impl Default for Etcd {
     fn default() -> Self {
-        Etcd { replicas: default_members(), storage: Storage::default() }
+        Etcd { replicas: default_members(), version: None, storage: Storage::default() }
     }
 }
 

@@ -24,6 +24,7 @@ use crate::terminal::{complain, say};
 mod balancer;
 mod chaos;
 mod consent;
+mod etcd_version;
 mod forgery;
 mod handover;
 mod load;
@@ -204,6 +205,11 @@ const LONG: &[Flow] = &[
         run: overload::a_crowd_comes_and_goes,
     },
     Flow {
+        name: etcd_version::NAME,
+        local_only: Some("another cluster may not have both versions"),
+        run: etcd_version::there_and_back,
+    },
+    Flow {
         name: upgrade::NAME,
         local_only: Some("another cluster may not have both versions"),
         run: upgrade::goes_unnoticed,
@@ -324,8 +330,9 @@ impl Drop for Guarded {
 /// What flows on a local cluster run.
 pub(crate) fn order(operator: bool, extent: Extent) -> Order {
     let any = |names: &[&str]| flows(extent).iter().any(|flow| names.contains(&flow.name));
-    // A second Kubernetes is built for who upgrades from it only.
-    let (upgrades, older) = (any(&[upgrade::NAME]), any(&[upgrade::NAME, preflight::NAME, handover::NAME]));
+    let upgrades = any(&[upgrade::NAME]);
+    // A second Kubernetes, and a second etcd with it, is built for who upgrades from it only.
+    let older = any(&[upgrade::NAME, preflight::NAME, handover::NAME, etcd_version::NAME]);
     let spoils = any(&[spoiled::CAUGHT, spoiled::CAUGHT_TOO, spoiled::ROLLED_BACK]);
     let programs = [(upgrades, &component::LOAD), (spoils, &component::SPOILED)];
     Order {

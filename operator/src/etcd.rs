@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use etcd_client::{
-    AlarmAction, AlarmType, Certificate, Client, ConnectOptions, Error, Identity, MemberAddOptions,
-    MemberListResponse, StatusResponse, TlsOptions,
+    AlarmAction, AlarmType, Certificate, Client, ConnectOptions, DowngradeOptions, Error, Identity,
+    MemberAddOptions, MemberListResponse, StatusResponse, TlsOptions,
 };
 use k8s_openapi::api::core::v1::Pod;
 use kaas_crds::name::{self, component};
@@ -73,6 +73,14 @@ impl Connection {
             }
             EtcdOrder::Promote { id } => self.0.member_promote(*id).await.map(drop),
             EtcdOrder::Remove { id } => self.0.member_remove(*id).await.map(drop),
+            EtcdOrder::EnableDowngrade { version } => {
+                let mut maintenance = self.0.maintenance_client();
+                maintenance.downgrade(DowngradeOptions::Validate(version.clone())).await?;
+                maintenance.downgrade(DowngradeOptions::Enable(version.clone())).await.map(drop)
+            }
+            EtcdOrder::CancelDowngrade => {
+                self.0.maintenance_client().downgrade(DowngradeOptions::Cancel).await.map(drop)
+            }
         }
     }
 }

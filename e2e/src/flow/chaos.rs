@@ -254,8 +254,9 @@ pub(super) fn processes_come_back(stage: &Stage) -> Result<(), Error> {
     let mut trial = Trial::start(stage, TENANT)?;
     let home = stage.home(TENANT)?;
     // Its pod, and so its address, stays.
-    trial.broken("the only member is killed", || kill(stage, &["etcd --name=etcd-0", &home]))?;
-    trial.broken("the only member's pod is deleted", || delete_pod(stage, &home, "etcd-0"))?;
+    let member = scale::member_pod(stage, TENANT)?;
+    trial.broken("the only member is killed", || kill(stage, &[&format!("etcd --name={member}"), &home]))?;
+    trial.broken("the only member's pod is deleted", || delete_pod(stage, &home, &member))?;
     trial
         .broken("the only API server is killed", || kill(stage, &["kube-apiserver --secure-port", &home]))?;
     let controllers = controllers(stage, &home)?;
@@ -320,7 +321,7 @@ pub(super) fn members_are_lost(stage: &Stage) -> Result<(), Error> {
     stage.dismiss(name)?;
 
     stage.await_settled(lone)?;
-    delete_pod(stage, &stage.home(lone)?, "etcd-0")?;
+    delete_pod(stage, &stage.home(lone)?, &scale::member_pod(stage, lone)?)?;
     let told = |object: &Value| {
         let lost =
             |kind: &str| reason(object, kind) == Some("DataLost") && condition(object, kind) == Some("False");

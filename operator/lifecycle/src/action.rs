@@ -101,6 +101,13 @@ pub enum EtcdOrder {
         /// Its ID.
         id: u64,
     },
+    /// Lower the format of the data, so that an older version starts on it.
+    EnableDowngrade {
+        /// Its minor version, for example `3.6`.
+        version: String,
+    },
+    /// Raise it again.
+    CancelDowngrade,
 }
 
 /// A Secret to make. It is always made as a whole; what it held before is replaced.
@@ -204,7 +211,11 @@ impl Action {
             // What is switched off can be switched on again.
             Action::Apply { .. } | Action::DeleteInside { .. } => Disruption::Reversible,
             Action::Etcd(
-                EtcdOrder::MoveLeader { .. } | EtcdOrder::AddLearner { .. } | EtcdOrder::Promote { .. },
+                EtcdOrder::MoveLeader { .. }
+                | EtcdOrder::AddLearner { .. }
+                | EtcdOrder::Promote { .. }
+                | EtcdOrder::EnableDowngrade { .. }
+                | EtcdOrder::CancelDowngrade,
             ) => Disruption::Reversible,
             Action::Delete { reference, .. } => match reference.kind {
                 crate::object::Kind::Namespace | crate::object::Kind::PersistentVolumeClaim => {

@@ -3,8 +3,6 @@
 //! A stored revision goes on being applied until the user asks for something else, consents, or an upgrade has proved its
 //! next stage. The release that is rendered from is that of the stage, not the one that the spec names.
 
-use kaas_crds::KubernetesReleaseSpec;
-
 use crate::desired::{self, Inputs};
 use crate::etcd;
 use crate::observed::Observed;
@@ -62,28 +60,9 @@ fn inputs<'a>(observed: &'a Observed, current: Option<&Revision>, stage: &Stage)
         release,
         emulated,
         watched: preflight::watched(&observed.cluster.spec, &observed.catalogue, stage.serves()),
-        etcd_image: etcd_image(observed, current, release),
+        etcd_image: etcd::image(observed, current.and_then(revision::etcd_image), release)?,
         canary: false,
         platform: &observed.platform,
         alone: etcd::alone(observed),
     })
-}
-
-/// The etcd that runs stays, whatever the release of Kubernetes says for new clusters, but for its patch level.
-fn etcd_image(observed: &Observed, current: Option<&Revision>, release: &KubernetesReleaseSpec) -> String {
-    let fresh = observed.platform.image(&release.etcd.image);
-    let Some(stored) = current.and_then(revision::etcd_image) else { return fresh };
-    let path =
-        |image: &str| image.split_once('/').map_or_else(|| image.to_owned(), |(_, path)| path.to_owned());
-    let known = observed
-        .catalogue
-        .values()
-        .map(|release| &release.etcd)
-        .find(|etcd| stored.ends_with(&path(&etcd.image)));
-    let series = |version: &str| version.rsplit_once('.').map(|(series, _)| series.to_owned());
-    match known {
-        Some(known) if series(&known.version) == series(&release.etcd.version) => fresh,
-        Some(known) => observed.platform.image(&known.image),
-        None => stored.to_owned(),
-    }
 }

@@ -6,7 +6,8 @@
 //! that is found before.
 //!
 //! Two rules hold for all pod templates. The number of replicas is nowhere in them, so that scaling restarts nothing;
-//! only the list of etcd members is, in the API servers' flags, and whether a member was ever one of several. And no
+//! only the list of etcd members is, in the API servers' flags, where it follows the members later, and whether a
+//! member was ever one of several. And no
 //! template has a checksum of a Secret or ConfigMap, so that renewal restarts nothing.
 
 mod addons;
@@ -34,7 +35,7 @@ pub use self::addons::{
     kubelet_configuration, ours, revised, unwanted_addons,
 };
 pub use self::audit::CALLERS_PORT;
-pub(crate) use self::etcd::etcd_lone_host;
+pub(crate) use self::etcd::{ETCD_SERVERS_FLAG, etcd_lone_host, etcd_servers};
 pub use self::etcd::{
     EtcdBootstrap, EtcdIdentity, SEVERAL_ELECTION_TIMEOUT, etcd_client_url, etcd_member_name, etcd_peer_url,
 };
@@ -128,11 +129,11 @@ pub fn surroundings(
 ) -> Vec<Object> {
     let mut objects = vec![
         etcd::service(inputs),
-        etcd::lone_service(inputs),
         apiserver::service(inputs),
         etcd::bootstrap(inputs, bootstrap),
         apiserver::configuration(inputs),
     ];
+    objects.extend(etcd::lone_services(inputs));
     objects.extend(apiserver::agent_service(inputs));
     objects.extend(identity.map(|identity| etcd::identity(inputs, identity)));
     objects.extend(policy::policies(inputs));

@@ -190,7 +190,8 @@ fn etcd_certificates(namespace: &str) -> Vec<CertificateRequest> {
     let service = format!("etcd.{namespace}.svc");
     // All that there can be, so that growing needs no new certificates.
     let members = (0..etcd::MOST).map(|index| format!("etcd-{index}.{service}"));
-    let others = [service.clone(), desired::etcd_lone_host(namespace), "localhost".into()];
+    let alone = etcd::LONE_PLACES.map(|index| desired::etcd_lone_host(namespace, index));
+    let others = [service.clone()].into_iter().chain(alone).chain(["localhost".into()]);
     let dns_names: Vec<String> = members.chain(others).collect();
     ["server", "peer"]
         .map(|name| CertificateRequest {

@@ -15,7 +15,7 @@ use self::quorum::Members;
 use crate::action::{Action, Disruption, EtcdOrder, Issue, Material, Precondition};
 use crate::addons;
 use crate::desired;
-use crate::etcd::{self, CLUSTER_ID_KEY, Health};
+use crate::etcd::{self, CLUSTER_ID_KEY, Health, Places, series_of};
 use crate::key_material::{self, AUTHORITY_SECRET};
 use crate::object::{Kind, Object, Reference};
 use crate::observed::{Live, Namespace, Observed, Pod};
@@ -31,6 +31,8 @@ pub enum Invariant {
     /// After the plan a quorum of etcd's voters is healthy and has its data; no healthy member goes while another is
     /// not well.
     Quorum,
+    /// No member gets an etcd that does not start on its data.
+    EtcdVersion,
     /// One pod of a component at a time, and no workload as a whole.
     Budget,
     /// At most one action that cannot be taken back.
@@ -131,6 +133,10 @@ fn tell(action: &Action) -> String {
         Action::Etcd(EtcdOrder::AddLearner { peer_url }) => format!("add etcd learner {peer_url}"),
         Action::Etcd(EtcdOrder::Promote { id }) => format!("promote etcd learner {id:x}"),
         Action::Etcd(EtcdOrder::Remove { id }) => format!("remove etcd member {id:x}"),
+        Action::Etcd(EtcdOrder::EnableDowngrade { version }) => {
+            format!("lower the format of etcd's data to that of {version}")
+        }
+        Action::Etcd(EtcdOrder::CancelDowngrade) => "raise the format of etcd's data again".into(),
     }
 }
 
@@ -249,10 +255,15 @@ impl<'a> Lint<'a> {
             self.breach(Invariant::DataLost, "it would forget whose data it was");
         }
         if reference.kind == Kind::StatefulSet {
-            let replicas = object.content.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(1);
-            let before = live.map(|live| live.count("/spec/replicas"));
-            if let Err(fact) = self.members.scale(before, replicas) {
+            let before = live.map(|live| Places::of(&live.content));
+            if let Err(fact) = self.members.scale(before, Places::of(&object.content)) {
                 self.breach(Invariant::Quorum, fact);
+            }
+            let series = (live.and_then(|live| series_of(&live.content)), series_of(&object.content));
+            if let (Some(before), Some(after)) = series
+                && let Err(fact) = self.members.change(before, after)
+            {
+                self.breach(Invariant::EtcdVersion, fact);
             }
         }
     }
@@ -430,10 +441,16 @@ impl<'a> Lint<'a> {
         *deleted = deleted.saturating_add(1);
         let alone = *deleted == 1;
         self.require(alone, Invariant::Budget, "another pod of the component is deleted too");
+        let starts = self.members.starts(&pod.name);
         if pod.component == component::ETCD
             && let Err(fact) = self.members.restart(&pod.name)
         {
             self.breach(Invariant::Quorum, fact);
+        }
+        if pod.component == component::ETCD
+            && let Err(fact) = starts
+        {
+            self.breach(Invariant::EtcdVersion, fact);
         }
     }
 

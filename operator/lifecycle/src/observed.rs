@@ -191,6 +191,8 @@ pub struct Etcd {
     pub members: Vec<Member>,
     /// Alarms raised, by name.
     pub alarms: Vec<String>,
+    /// The minor version that members were told to lower the format of their data to, for example `3.6.0`.
+    pub downgrade: Option<String>,
 }
 
 /// One member of etcd.
@@ -212,6 +214,10 @@ pub struct Member {
     pub size: i64,
     /// Bytes that its data may take, when it answered.
     pub quota: i64,
+    /// Its version, for example `3.7.3`; empty when it did not answer.
+    pub version: String,
+    /// The version whose format its data has, for example `3.7.0`; empty when it did not say.
+    pub storage_version: String,
 }
 
 /// The last requests through the endpoint.

@@ -19,7 +19,7 @@ use crate::etcd::{self, Health, Step};
 use crate::key_material;
 use crate::object::{Kind, Object, Reference};
 use crate::observed::{Live, Observed, Pod};
-use crate::revision::{self, Choice};
+use crate::revision::{self, Choice, Revision};
 use crate::rollout;
 use crate::upgrade::canary;
 use crate::upgrade::preflight;
@@ -40,6 +40,8 @@ pub struct Plan {
     pub pending: Option<kaas_crds::status::Pending>,
     /// Where a change of the version stands.
     pub upgrade: Option<Progress>,
+    /// Where a change of etcd's minor version stands.
+    pub etcd: Option<Progress>,
     /// When to look again although nothing happened.
     pub wake_at: Option<Timestamp>,
 }
@@ -72,6 +74,7 @@ pub fn plan(observed: &Observed) -> Plan {
     plan.pending = choice.pending.clone();
     plan.problems.extend(step.problem.clone());
     plan.upgrade = step.progress.clone();
+    plan.etcd = members_of(&choice.revision).and_then(|wanted| etcd::progress(observed, wanted));
     if observed.adoptable().is_some() {
         // What is in it is not known before it is ours.
         plan.waves = vec![finalizer(observed), foundation(observed)];
@@ -97,7 +100,7 @@ pub fn plan(observed: &Observed) -> Plan {
     } else if !plan.is_empty() || rollout::unsettled(observed) {
         plan.wake_at = wake(observed, SOON);
     }
-    if let Some(progress) = &plan.upgrade {
+    for progress in plan.upgrade.iter().chain(&plan.etcd) {
         let next = wake(observed, SOON);
         plan.wake_at = plan.wake_at.min(progress.until.map_or(next, |until| next.min(Some(until))));
     }
@@ -192,6 +195,9 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
     if matches!(etcd::health(observed), Health::DataLost(_)) {
         return Vec::new();
     }
+    if let Some(order) = etcd::let_in(observed) {
+        return vec![order];
+    }
     let step = etcd::next_step(observed);
     let leaving = matches!(step, Some(Step::Remove(..)));
     let joining = step.is_some() && !leaving;
@@ -214,8 +220,9 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
         if too_early || (exists && (changing || !turn)) {
             continue;
         }
-        let object = with_members(observed, revision::labelled(observed, object.clone()));
-        let object = with_certificate(observed, object);
+        let object = etcd::put_places(observed, revision::labelled(observed, object.clone()));
+        let object = etcd::put_image(observed, object);
+        let object = with_certificate(observed, etcd::put_servers(observed, object));
         if let Some(action) = apply(observed, object) {
             changing |= exists;
             actions.push(action);
@@ -224,26 +231,20 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
     if !actions.is_empty() {
         return actions;
     }
+    if let Some(order) = members_of(&choice.revision).and_then(|wanted| etcd::order(observed, wanted)) {
+        return vec![order];
+    }
     match step {
-        Some(step) if !leaving || rollout::settled(observed, component::KUBE_APISERVER) => {
-            etcd::actions(observed, &step)
-        }
+        Some(step) if !leaving || etcd::turned(observed) => etcd::actions(observed, &step),
         Some(_) => Vec::new(),
-        None if rollout::members_may_restart(observed) => {
-            etcd::restart(observed).or_else(|| etcd::homecoming(observed)).into_iter().collect()
-        }
+        None if rollout::members_may_restart(observed) => etcd::restart(observed).into_iter().collect(),
         None => Vec::new(),
     }
 }
 
-/// The StatefulSet has as many pods as there are members now; the membership leads, the number of pods follows.
-fn with_members(observed: &Observed, mut object: Object) -> Object {
-    if object.reference.kind == Kind::StatefulSet
-        && let Some(replicas) = object.content.pointer_mut("/spec/replicas")
-    {
-        *replicas = etcd::replicas(observed).into();
-    }
-    object
+/// The members as a revision wants them.
+fn members_of(revision: &Revision) -> Option<&Object> {
+    revision.objects.iter().find(|object| object.reference.kind == Kind::StatefulSet)
 }
 
 /// API servers follow the certificate of their tunnel's server: an annotation of their pods says when it was made anew.

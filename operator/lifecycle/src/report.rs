@@ -92,8 +92,15 @@ pub fn derive(observed: &Observed, plan: &Plan, failure: Option<&Failure>) -> Te
         verdicts.iter().any(|verdict| verdict.kind == ConditionType::Reconciling && verdict.is == Is::True);
     let operation = operation(observed, plan, &before, answered, ready, busy);
     let mut history = before.history.clone();
-    if let (Some(done), None) = (&before.operation, &operation)
+    // One of Kubernetes' version and one of etcd's may follow at once.
+    let followed = |done: &Operation| match done.kind {
+        OperationType::Upgrade => plan.upgrade.is_none(),
+        OperationType::UpgradeEtcd => plan.etcd.is_none(),
+        _ => false,
+    };
+    if let Some(done) = &before.operation
         && done.kind != OperationType::Delete
+        && operation.as_ref().is_none_or(|next| next.kind != done.kind && followed(done))
     {
         let mut entry = finished(done, version.as_deref(), observed.now, result(observed, done));
         entry.probe = observed.vigil.as_ref().filter(|_| done.kind == OperationType::Upgrade).map(measured);
@@ -409,6 +416,7 @@ fn kstatus(observed: &Observed, plan: &Plan, failure: Option<&Failure>, created:
         || plan.upgrade.is_some()
         || rollout::unsettled(observed)
         || etcd::next_step(observed).is_some()
+        || plan.etcd.is_some()
         || (!created && problem.is_none())
     {
         working("work is under way".into())
@@ -465,10 +473,20 @@ fn operation(
     } else if rollout::unsettled(observed) && (!answered || under_way(OperationType::Create).is_some()) {
         // The first of its API servers answers.
         (OperationType::Create, spec.version.clone(), roll_step(observed))
-    } else if let Some(progress) = &plan.upgrade {
-        (OperationType::Upgrade, progress.target.clone(), upgrade_step(observed, progress))
+    } else if let (Some(change), None, true) =
+        (under_way(OperationType::UpgradeEtcd), &plan.etcd, rollout::unsettled(observed))
+    {
+        // The last member restarts, or API servers learn of the members: the last part of the same operation.
+        (change.kind, change.target.clone(), roll_step(observed))
+    } else if let Some((kind, progress)) = leading(observed, plan) {
+        (kind, progress.target.clone(), change_step(observed, plan, kind, progress))
     } else if let Some(step) = etcd::next_step(observed) {
-        (OperationType::ScaleEtcd, format!("{} members", spec.etcd.replicas), etcd::tell(&step))
+        let scaling = under_way(OperationType::ScaleEtcd).is_some() || !etcd::rolls(observed);
+        let (kind, target) = match scaling {
+            true => (OperationType::ScaleEtcd, format!("{} members", spec.etcd.replicas)),
+            false => (OperationType::Roll, spec.version.clone()),
+        };
+        (kind, target, etcd::tell(&step))
     } else if let (Some(scaling), true) = (under_way(OperationType::ScaleEtcd), rollout::unsettled(observed))
     {
         // API servers learn of the members: the last part of the same operation.
@@ -499,20 +517,42 @@ fn waiting(observed: &Observed, plan: &Plan, same: Option<&Operation>) -> Option
     let mut waiting = observed.pods.iter().filter(|pod| !pod.terminating && !pod.ready);
     let trouble = waiting.find_map(|pod| pod.trouble.as_ref());
     let trouble = trouble.map(|trouble| (trouble.reason.chars().take(64).collect(), Owner::Platform));
-    let held = plan.upgrade.as_ref().and_then(|progress| progress.waiting);
+    let leading = leading(observed, plan).map(|(_, progress)| progress);
+    let held = leading.and_then(|progress| progress.waiting);
     let (reason, owner): (String, Owner) =
         trouble.or_else(|| held.map(|(reason, owner)| (reason.to_string(), owner)))?;
     let before =
         same.and_then(|operation| operation.waiting.as_ref()).filter(|waiting| waiting.reason == reason);
     let since = before.map_or(Time(observed.now), |waiting| waiting.since.clone());
-    let until = plan.upgrade.as_ref().and_then(|progress| progress.until).map(Time);
+    let until = leading.and_then(|progress| progress.until).map(Time);
     Some(Waiting { reason, since, until, owner })
 }
 
-/// What goes on in an upgrade, and how far its pods are.
-fn upgrade_step(observed: &Observed, progress: &Progress) -> String {
-    let pods = roll_step(observed);
-    if pods.is_empty() { progress.step.clone() } else { format!("{}: {pods}", progress.step) }
+/// Of a change of Kubernetes' version and one of etcd's the one that is told: that of etcd while there is no other, or
+/// once it has begun.
+fn leading<'a>(observed: &Observed, plan: &'a Plan) -> Option<(OperationType, &'a Progress)> {
+    let etcd = plan.etcd.as_ref().map(|progress| (OperationType::UpgradeEtcd, progress));
+    let upgrade = plan.upgrade.as_ref().map(|progress| (OperationType::Upgrade, progress));
+    if etcd::under_way(observed) { etcd.or(upgrade) } else { upgrade.or(etcd) }
+}
+
+/// What goes on in a change of a version, how far its pods are, and what waits for it.
+fn change_step(observed: &Observed, plan: &Plan, kind: OperationType, progress: &Progress) -> String {
+    let members = etcd::next_step(observed).filter(|_| kind == OperationType::UpgradeEtcd);
+    let members = members.map(|step| etcd::tell(&step));
+    let pods = Some(roll_step(observed)).filter(|pods| members.is_none() && !pods.is_empty());
+    let other = match kind {
+        OperationType::Upgrade => plan.etcd.as_ref().map(|etcd| format!("etcd {}", etcd.target)),
+        _ => plan.upgrade.as_ref().map(|upgrade| format!("Kubernetes {}", upgrade.target)),
+    };
+    let mut step = progress.step.clone();
+    if let Some(pods) = pods {
+        step = format!("{step}: {pods}");
+    }
+    for more in members.into_iter().chain(other.map(|other| format!("{other} waits for that"))) {
+        step = format!("{step}; {more}");
+    }
+    step
 }
 
 fn roll_step(observed: &Observed) -> String {
@@ -569,6 +609,9 @@ fn summary(verdicts: &[Verdict], operation: Option<&Operation>, observed: &Obser
             Some(operation) if operation.kind == OperationType::Upgrade => {
                 let way = if goes_back(observed, &operation.target) { "Going back" } else { "Upgrading" };
                 format!("{way} to {}: {}", operation.target, operation.step)
+            }
+            Some(operation) if operation.kind == OperationType::UpgradeEtcd => {
+                format!("etcd goes to {}: {}", operation.target, operation.step)
             }
             Some(operation) if operation.kind == OperationType::ScaleEtcd => {
                 format!("Scaling etcd: {}", operation.step)

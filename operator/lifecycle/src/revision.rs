@@ -13,7 +13,8 @@ use kaas_crds::status::Pending;
 use serde_json::{Value, json};
 
 use crate::desired;
-use crate::difference::{describe, digest};
+use crate::difference::{covers, describe, digest};
+use crate::etcd::put_servers;
 use crate::object::{Kind, Object, Reference};
 use crate::observed::{Live, Observed};
 use crate::upgrade::stage::{Record, Stage};
@@ -182,6 +183,17 @@ pub fn current(observed: &Observed) -> Option<Revision> {
     let mut all: Vec<_> = ours(observed).map(|(_, live)| live).collect();
     all.sort_by_key(|live| std::cmp::Reverse(live.count("/revision")));
     all.into_iter().find_map(|live| read(observed, live))
+}
+
+/// Whether API servers and controllers are told already to be what the current revision says.
+pub fn is_applied(observed: &Observed) -> bool {
+    let applied = |object: &Object| {
+        let wanted = put_servers(observed, labelled(observed, object.clone()));
+        let live = observed.live(Kind::Deployment, &object.reference.name);
+        live.is_some_and(|live| covers(&live.content, &wanted.content))
+    };
+    let outside = |object: &&Object| !is_inside(object) && object.reference.kind == Kind::Deployment;
+    current(observed).is_some_and(|current| current.objects.iter().filter(outside).all(applied))
 }
 
 /// The revision as an object to store.

@@ -93,13 +93,13 @@ pub fn settled(observed: &Observed, component: &str) -> bool {
 /// Whether all components that come before this one in a change are settled.
 pub fn settled_before(observed: &Observed, component: &str, back: bool) -> bool {
     order(back).into_iter().take_while(|other| *other != component).all(|other| match other {
-        component::ETCD if observed.cluster.spec.etcd.replicas > 1 => whole(observed),
+        component::ETCD => whole(observed),
         other => settled(observed, other),
     })
 }
 
-/// Whether every member that there should be is ready, of whatever template. Of several members one after the other is
-/// restarted, which clients bear as long as they know all of them: so API servers learn of new members before that.
+/// Whether every member that there should be is ready, of whatever template. Members are restarted one after the other,
+/// or leave to a successor, which clients bear as long as they know who stays: so API servers learn of it before that.
 fn whole(observed: &Observed) -> bool {
     let Some(set) = observed.live(Kind::StatefulSet, component::ETCD) else { return false };
     let pods: Vec<_> = observed.pods_of(component::ETCD).collect();
@@ -107,11 +107,9 @@ fn whole(observed: &Observed) -> bool {
         && pods.iter().all(|pod| pod.ready && !pod.terminating)
 }
 
-/// Whether members that run an earlier template may be restarted now. The only member goes first, so that API servers
-/// start anew on it; of several each goes after the API servers know them all.
+/// Whether members that run an earlier template may be restarted now: each goes after the API servers know them all.
 pub fn members_may_restart(observed: &Observed) -> bool {
-    observed.cluster.spec.etcd.replicas == 1
-        || ORDER.iter().filter(|name| **name != component::ETCD).all(|name| settled(observed, name))
+    ORDER.iter().filter(|name| **name != component::ETCD).all(|name| settled(observed, name))
 }
 
 /// Whether pods are missing, not ready, or being replaced.

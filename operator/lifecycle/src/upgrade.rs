@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use self::stage::Turn;
 use crate::observed::Observed;
 use crate::revision;
 
@@ -17,6 +18,14 @@ pub mod preflight;
 pub mod stage;
 pub mod step;
 pub mod window;
+
+/// Whether an upgrade has begun and is not over, or begins now.
+pub fn under_way(observed: &Observed) -> bool {
+    let Some(record) = revision::current(observed).map(|current| current.record) else { return false };
+    let begun =
+        record.stage.emulates.is_some() || record.before.is_some() || canary::live(observed).is_some();
+    begun || matches!(stage::next(observed, &record), Turn::Go { .. })
+}
 
 /// The version that a control plane goes back to, from the moment on at which its way back begins.
 pub(crate) fn lowered(observed: &Observed) -> Option<String> {

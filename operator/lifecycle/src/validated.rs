@@ -37,7 +37,13 @@ impl Problem {
     /// Whether a control plane cannot come up for the first time.
     pub fn blocks_creation(&self) -> bool {
         self.blocks_everything()
-            || matches!(self.reason, Reason::VersionNotInCatalogue | Reason::AuthorityLost)
+            || matches!(
+                self.reason,
+                Reason::VersionNotInCatalogue
+                    | Reason::EtcdVersionUnknown
+                    | Reason::EtcdVersionUnsupported
+                    | Reason::AuthorityLost
+            )
     }
 }
 
@@ -61,6 +67,7 @@ pub fn validate(observed: &Observed) -> Vec<Problem> {
             owner: if known.is_empty() { Owner::Platform } else { Owner::Tenant },
         });
     }
+    problems.extend(etcd::problem(observed));
     if spec.control_plane.endpoint.kind == EndpointType::NodePort
         && observed.platform.node_port_host.is_empty()
     {

@@ -24,6 +24,7 @@ pub(super) async fn observe(tenant: &Tenant, pods: &[Pod], keyring: &Keyring) ->
         leader: best.leader,
         members: best.members.clone(),
         alarms: best.alarms.clone(),
+        downgrade: best.downgrade.clone(),
     };
     for member in &mut etcd.members {
         let own = answers.iter().find(|(_, answer)| answer.member_id == member.id);
@@ -32,6 +33,8 @@ pub(super) async fn observe(tenant: &Tenant, pods: &[Pod], keyring: &Keyring) ->
             member.applied = answer.applied;
             member.size = answer.size;
             member.quota = answer.quota;
+            member.version.clone_from(&answer.version);
+            member.storage_version.clone_from(&answer.storage_version);
         }
     }
     Some(etcd)
@@ -47,6 +50,9 @@ struct Answer {
     /// Empty from a learner.
     members: Vec<Member>,
     alarms: Vec<String>,
+    version: String,
+    storage_version: String,
+    downgrade: Option<String>,
 }
 
 async fn ask(connection: &mut Connection) -> Option<Answer> {
@@ -57,6 +63,7 @@ async fn ask(connection: &mut Connection) -> Option<Answer> {
         false => (membership(connection).await?, connection.alarms().await.unwrap_or_default()),
     };
     let header = status.header()?;
+    let downgrade = status.downgrade_info().filter(|info| info.enabled());
     Some(Answer {
         cluster_id: header.cluster_id(),
         member_id: header.member_id(),
@@ -66,6 +73,9 @@ async fn ask(connection: &mut Connection) -> Option<Answer> {
         quota: status.db_size_quota(),
         members,
         alarms,
+        version: status.version().to_owned(),
+        storage_version: status.storage_version().to_owned(),
+        downgrade: downgrade.map(|info| info.target_version().to_owned()),
     })
 }
 

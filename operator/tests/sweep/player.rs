@@ -198,8 +198,11 @@ impl Player {
             staying.iter().partition(|pod| hash_of(pod) == hash);
         let (mut starting, mut going) = (Vec::new(), Vec::new());
         if ordinal {
-            starting.extend((0..wanted).map(|index| format!("{name}-{index}")).filter(|pod| !named(pod)));
-            let wanted: Vec<String> = (0..wanted).map(|index| format!("{name}-{index}")).collect();
+            let first = set.pointer("/spec/ordinals/start").and_then(Value::as_u64).unwrap_or(0);
+            let first = usize::try_from(first).unwrap();
+            let wanted: Vec<String> =
+                (first..first + wanted).map(|index| format!("{name}-{index}")).collect();
+            starting.extend(wanted.iter().filter(|pod| !named(pod)).cloned());
             going.extend(
                 staying
                     .iter()

@@ -6,11 +6,12 @@ use kaas_crds::tenant_cluster::EndpointType;
 use serde_json::{Map, Value, json};
 
 use super::audit::Audit;
-use super::etcd::{budget_spec, servers};
+use super::etcd::{ETCD_SERVERS_FLAG, budget_spec, etcd_servers};
 use super::pod::{Container, Pod, Probes, Resources, field_variable, key_file, key_mount, key_volume};
 use super::tunnel::{self, Tunnel};
 use super::{FRONT_PROXY_CLIENT, Inputs, selector};
 use crate::endpoint::PORT;
+use crate::etcd::Servers;
 use crate::key_material::AUTHORITY_SECRET;
 use crate::object::{Kind, Object};
 
@@ -132,6 +133,7 @@ fn command(inputs: &Inputs<'_>) -> Vec<String> {
     let seconds = |name: &str, value: u32| format!("--{name}={value}s");
     let network = &inputs.spec.network;
     let issuer = format!("https://kubernetes.default.svc.{}", network.domain);
+    let at_first = Servers::at_first(inputs.spec.etcd.replicas);
     let mut command = vec![
         KUBE_APISERVER.to_owned(),
         flag("secure-port", &PORT.to_string()),
@@ -140,7 +142,8 @@ fn command(inputs: &Inputs<'_>) -> Vec<String> {
         flag("tls-cert-file", &key_file("tls.crt")),
         flag("tls-private-key-file", &key_file("tls.key")),
         // Data.
-        flag("etcd-servers", &servers(inputs).join(",")),
+        // Later they follow the members.
+        format!("{ETCD_SERVERS_FLAG}{}", etcd_servers(inputs.tenant, at_first).join(",")),
         flag("etcd-cafile", &key_file("etcd-ca.crt")),
         flag("etcd-certfile", &key_file("etcd-client.crt")),
         flag("etcd-keyfile", &key_file("etcd-client.key")),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::pod::{Container, Pod, Probes, Resources, field_variable, key_file, key_mount, key_volume};
 use super::{Inputs, selector, stable_labels};
-use crate::etcd::{BOOTSTRAP, CLUSTER_ID_KEY, IDENTITY, STATE_KEY};
+use crate::etcd::{BOOTSTRAP, CLUSTER_ID_KEY, IDENTITY, LONE_PLACES, STATE_KEY, Servers};
 use crate::key_material::AUTHORITY_SECRET;
 use crate::object::{Kind, Object};
 use crate::tenant::Tenant;
@@ -87,23 +87,26 @@ pub fn etcd_client_url(tenant: &Tenant, index: i32) -> String {
     url(tenant, &etcd_member_name(index), CLIENT_PORT)
 }
 
+/// What tells API servers where the data is.
+pub(crate) const ETCD_SERVERS_FLAG: &str = "--etcd-servers=";
+
 /// Where API servers reach the data: every member by its own name, so that the others are used without a failed request
 /// when one stops. A lone member by its Service: when its pod moves, the pod's old address answers nobody, and a
 /// client that dials it waits for twenty seconds; and before the pod has an address, its name would not resolve, which
 /// DNS servers remember for up to half a minute.
-pub(super) fn servers(inputs: &Inputs<'_>) -> Vec<String> {
-    match inputs.spec.etcd.replicas {
-        1 => vec![format!(
-            "https://{}:{CLIENT_PORT}",
-            etcd_lone_host(&inputs.tenant.control_plane_namespace())
-        )],
-        several => (0..several).map(|index| etcd_client_url(inputs.tenant, index)).collect(),
+pub(crate) fn etcd_servers(tenant: &Tenant, servers: Servers) -> Vec<String> {
+    match servers {
+        Servers::Lone(index) => {
+            let host = etcd_lone_host(&tenant.control_plane_namespace(), index);
+            vec![format!("https://{host}:{CLIENT_PORT}")]
+        }
+        Servers::Several(count) => (0..count).map(|index| etcd_client_url(tenant, index)).collect(),
     }
 }
 
-/// Host name of the Service over the first member alone.
-pub(crate) fn etcd_lone_host(namespace: &str) -> String {
-    format!("{}.{namespace}.svc", etcd_member_name(0))
+/// Host name of the Service over one member alone.
+pub(crate) fn etcd_lone_host(namespace: &str, index: i32) -> String {
+    format!("{}.{namespace}.svc", etcd_member_name(index))
 }
 
 fn url(tenant: &Tenant, member: &str, port: u16) -> String {
@@ -272,21 +275,19 @@ fn port(name: &str, port: u16) -> Value {
     json!({"name": name, "port": port, "targetPort": port, "protocol": "TCP"})
 }
 
-/// A stable address for the first member, which is the one that stays when there is but one. By the pod's name, so
-/// that a learner is never behind it. It must be found before it is ready: what its clients wait for is itself.
-pub(super) fn lone_service(inputs: &Inputs<'_>) -> Object {
-    let first = etcd_member_name(0);
-    inputs.object(
-        Kind::Service,
-        &first,
-        ETCD,
-        json!({"spec": {
+/// A stable address for each member that may be the only one, there before the member is: a name that does not resolve
+/// is remembered. By the pod's name, so that nobody else is ever behind it. It must be found before it is ready: what
+/// its clients wait for is itself.
+pub(super) fn lone_services(inputs: &Inputs<'_>) -> impl Iterator<Item = Object> {
+    LONE_PLACES.map(etcd_member_name).into_iter().map(|name| {
+        let spec = json!({
             "type": "ClusterIP",
             "publishNotReadyAddresses": true,
-            "selector": {POD_NAME_LABEL: first},
+            "selector": {POD_NAME_LABEL: name},
             "ports": [port("client", CLIENT_PORT)],
-        }}),
-    )
+        });
+        inputs.object(Kind::Service, &name, ETCD, json!({"spec": spec}))
+    })
 }
 
 /// Variables that a member reads from the ConfigMap when it starts.

@@ -4,7 +4,8 @@
 use kaas_crds::name::component;
 
 use crate::action::EtcdOrder;
-use crate::etcd::quorum;
+use crate::etcd::{Places, Series, Servers, dialled, quorum, series_of};
+use crate::object::Kind;
 use crate::observed::{self, Observed};
 
 /// Name of a member's volume claim is this and its name.
@@ -14,8 +15,10 @@ const CLAIM: &str = "data-";
 pub(super) struct Members {
     /// `None` when etcd did not answer, or without a leader: then its list of members may be an old one.
     known: Option<Vec<Member>>,
-    /// Whether data outlives a pod.
-    persistent: bool,
+    /// The only member that API servers know, if they know but one.
+    dialled: Option<i32>,
+    /// The minor version that a member has which starts now.
+    image: Option<Series>,
 }
 
 #[derive(Clone)]
@@ -24,6 +27,10 @@ struct Member {
     name: String,
     voter: bool,
     healthy: bool,
+    /// The minor version whose format its data has.
+    format: Option<Series>,
+    /// The minor version that it runs.
+    runs: Option<Series>,
 }
 
 const UNHEARD: &str = "no leader of etcd was heard";
@@ -32,7 +39,12 @@ impl Members {
     pub(super) fn of(observed: &Observed) -> Self {
         let led = observed.etcd.as_ref().filter(|etcd| etcd.leader != 0);
         let members = led.map(|etcd| etcd.members.iter().map(member).collect());
-        Members { known: members, persistent: observed.cluster.spec.etcd.storage.persistent.is_some() }
+        let dialled = match dialled(observed) {
+            Some(Servers::Lone(index)) => Some(index),
+            _ => None,
+        };
+        let image = observed.live(Kind::StatefulSet, component::ETCD).and_then(|set| series_of(&set.content));
+        Members { known: members, dialled, image }
     }
 
     /// Whether the pod is that of a voter, as far as is known.
@@ -57,7 +69,14 @@ impl Members {
                     return Err("there is a learner already".into());
                 }
                 kept(members)?;
-                members.push(Member { id: 0, name: String::new(), voter: false, healthy: false });
+                members.push(Member {
+                    id: 0,
+                    name: String::new(),
+                    voter: false,
+                    healthy: false,
+                    format: None,
+                    runs: None,
+                });
                 Ok(())
             }
             EtcdOrder::Promote { id } => {
@@ -69,17 +88,20 @@ impl Members {
                 let at = members.iter().position(|member| member.id == *id).ok_or("it is no member")?;
                 let leaving = members.remove(at);
                 if leaving.voter {
+                    if leaving.healthy && self.dialled.is_some() && index(&leaving.name) == self.dialled {
+                        return Err("API servers know no other member".into());
+                    }
                     spared(&leaving, members)?;
                     kept(members)?;
                 }
                 Ok(())
             }
+            EtcdOrder::EnableDowngrade { .. } | EtcdOrder::CancelDowngrade => kept(members),
         }
     }
 
     /// The pod of a member goes and comes again.
     pub(super) fn restart(&mut self, pod: &str) -> Result<(), String> {
-        let persistent = self.persistent;
         let members = self.known.as_mut().ok_or(UNHEARD)?;
         // The pod of no member, or of one that does not vote.
         let Some(at) = members.iter().position(|member| member.voter && member.name == pod) else {
@@ -88,8 +110,7 @@ impl Members {
         let mut going = members.remove(at);
         let voters = members.iter().filter(|member| member.voter).count();
         if voters == 0 {
-            // Nobody could take over from a lone member; what it has on a volume it has again.
-            return if persistent { Ok(()) } else { Err("its pod holds the only copy of the data".into()) };
+            return Err("it is the only voter, nobody could take over".into());
         }
         spared(&going, members)?;
         going.healthy = false;
@@ -97,14 +118,52 @@ impl Members {
         kept(members)
     }
 
-    /// The StatefulSet gets another number of pods; the last ones go, and their volumes with them.
-    pub(super) fn scale(&self, before: Option<i64>, replicas: i64) -> Result<(), String> {
-        let Some(before) = before.filter(|before| replicas < *before) else { return Ok(()) };
-        let Some(members) = &self.known else {
-            return Err(format!("{UNHEARD}, and {before} pods become {replicas}"));
+    /// The StatefulSet gets other pods; those that it has no place for go, and their volumes with them.
+    pub(super) fn scale(&self, before: Option<Places>, places: Places) -> Result<(), String> {
+        let goes = |pod: i32| !places.contains(pod);
+        let last = |places: Places| places.first.saturating_add(places.count);
+        let Some(before) = before.filter(|before| (before.first..last(*before)).any(goes)) else {
+            return Ok(());
         };
-        let losing = members.iter().find(|member| index(&member.name).is_some_and(|index| index >= replicas));
+        let Some(members) = &self.known else {
+            return Err(format!("{UNHEARD}, and {} pods become {}", before.count, places.count));
+        };
+        let losing = members.iter().find(|member| index(&member.name).is_some_and(goes));
         losing.map_or(Ok(()), |member| Err(format!("{} is still a member", member.name)))
+    }
+
+    /// Members that start from now on have another minor version of etcd.
+    pub(super) fn change(&mut self, before: Series, after: Series) -> Result<(), String> {
+        self.image = Some(after);
+        if before == after {
+            return Ok(());
+        }
+        if !before.is_near(after) {
+            return Err(format!("from {before} to {after} is more than one minor version"));
+        }
+        self.readable(after, true)
+    }
+
+    /// Whether a voter that runs would start again.
+    pub(super) fn starts(&self, pod: &str) -> Result<(), String> {
+        let voters = self.known.iter().flatten().filter(|member| member.voter && member.healthy);
+        let runs = voters.clone().any(|member| member.name == pod);
+        match self.image.filter(|_| runs) {
+            Some(image) => self.readable(image, false),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether this minor version starts on the data that there is, with or without a word of each voter.
+    fn readable(&self, after: Series, said: bool) -> Result<(), String> {
+        let members = self.known.as_ref().ok_or(UNHEARD)?;
+        // All data has the format of the oldest voter that runs.
+        let mut voters = members.iter().filter(|member| member.voter);
+        let kept = voters.clone().any(|member| member.runs.is_some_and(|runs| runs <= after));
+        let newer = voters.find(|member| member.format.map_or(said && !kept, |format| format > after));
+        newer.map_or(Ok(()), |member| {
+            Err(format!("the data of {} is not known to be of {after} or before", member.name))
+        })
     }
 
     /// A volume claim goes.
@@ -139,7 +198,8 @@ fn spared(going: &Member, others: &[Member]) -> Result<(), String> {
 
 fn member(seen: &observed::Member) -> Member {
     let name = if seen.name.is_empty() { host(&seen.peer_urls) } else { seen.name.clone() };
-    Member { id: seen.id, name, voter: !seen.learner, healthy: seen.healthy }
+    let (format, runs) = (Series::of(&seen.storage_version), Series::of(&seen.version));
+    Member { id: seen.id, name, voter: !seen.learner, healthy: seen.healthy, format, runs }
 }
 
 /// Before its first start a member is known by its address alone, which begins with its pod's name.
@@ -149,6 +209,6 @@ fn host(peer_urls: &[String]) -> String {
 }
 
 /// Position of a pod in its StatefulSet.
-fn index(pod: &str) -> Option<i64> {
+fn index(pod: &str) -> Option<i32> {
     pod.strip_prefix(component::ETCD)?.strip_prefix('-')?.parse().ok()
 }

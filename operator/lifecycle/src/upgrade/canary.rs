@@ -9,6 +9,7 @@ use kaas_crds::name::component::{KUBE_APISERVER, KUBE_APISERVER_CANARY};
 use serde_json::{Value, json};
 
 use super::gate::hopeless;
+use crate::etcd::put_servers;
 use crate::object::{Kind, Object, Reference};
 use crate::observed::{Live, Observed, Pod};
 
@@ -57,7 +58,7 @@ pub fn deployment(observed: &Observed, rendering: &[Object], id: &str) -> Option
     set("/spec/template/metadata/labels", COMPONENT_LABEL, json!(KUBE_APISERVER_CANARY));
     // There is but one.
     set("/spec/template/spec", "topologySpreadConstraints", json!([]));
-    Some(Object::new(reference(observed), content))
+    Some(put_servers(observed, Object::new(reference(observed), content)))
 }
 
 /// Where it is.

@@ -24,6 +24,8 @@ use crate::revision;
 use crate::rollout;
 use crate::validated::Problem;
 
+const ROLLING: &str = "pods are being started or replaced; it goes on when they are ready";
+
 /// What a rendering is made from, as far as versions go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stage {
@@ -171,7 +173,7 @@ pub fn next(observed: &Observed, record: &Record) -> Turn {
         Err(why) => return Turn::Blocked(no_way(observed, at, &why)),
         // All of it emulates what is asked for at last: then the new binaries go, not before.
         Ok(Way::None | Way::Patch) if at.emulates.is_some() && record.back && rolling(observed) => {
-            return unsettled();
+            return unsettled(ROLLING);
         }
         Ok(Way::None | Way::Patch) if at.emulates.is_some() => {
             return Turn::Go { stage: Stage::of(target), back: true };
@@ -248,18 +250,24 @@ pub(super) fn soaked_at(observed: &Observed) -> Option<Timestamp> {
     newest.checked_add(observed.cluster.spec.upgrade.soak.duration()).ok()
 }
 
-/// Nothing begins on a control plane that is not whole.
+/// Nothing begins on a control plane that is not whole, nor while etcd goes to another version.
 fn waiting_for_health(observed: &Observed) -> Option<Turn> {
-    let words = if !observed.serving() {
-        "requests through the endpoint fail; it goes on when they succeed".to_owned()
+    let changing = etcd::under_way(observed)
+        .then_some("etcd goes to another minor version; it goes on when all members run it");
+    changing.or_else(|| amiss(observed)).map(unsettled)
+}
+
+/// What keeps a control plane from being whole.
+pub(crate) fn amiss(observed: &Observed) -> Option<&'static str> {
+    if !observed.serving() {
+        Some("requests through the endpoint fail; it goes on when they succeed")
     } else if etcd::health(observed) != Health::Healthy {
-        "etcd is not healthy; it goes on when it is".to_owned()
+        Some("etcd is not healthy; it goes on when it is")
     } else if etcd::next_step(observed).is_some() || rolling(observed) {
-        return Some(unsettled());
+        Some(ROLLING)
     } else {
-        return None;
-    };
-    Some(Turn::Wait { reason: Reason::ControlPlaneUnsettled, words, owner: Owner::Nobody, until: None })
+        None
+    }
 }
 
 /// Whether pods are being replaced, or are going to be: between two components of a change all of them are settled for a
@@ -290,8 +298,8 @@ fn binaries(workload: &Value) -> Vec<(&str, Option<&str>)> {
     all
 }
 
-fn unsettled() -> Turn {
-    let words = "pods are being started or replaced; it goes on when they are ready".to_owned();
+fn unsettled(words: &str) -> Turn {
+    let words = words.to_owned();
     Turn::Wait { reason: Reason::ControlPlaneUnsettled, words, owner: Owner::Nobody, until: None }
 }
 

@@ -8,6 +8,7 @@ use kaas_crds::status::{OperationType, Owner};
 use super::canary::{self, Verdict};
 use super::gate;
 use super::stage::{Record, Refused, Stage, Turn, next};
+use crate::etcd;
 use crate::object::Object;
 use crate::observed::Observed;
 use crate::revision::{self, Revision};
@@ -157,7 +158,10 @@ fn standing(record: &Record) -> String {
 /// The last pods of an upgrade, or of its way back, are part of it.
 fn finishing(observed: &Observed, record: &Record) -> Option<Progress> {
     let operation = observed.cluster.status.as_ref()?.operation.as_ref()?;
-    let last = operation.kind == OperationType::Upgrade && rollout::unsettled(observed);
+    // What etcd does on its way to another version follows, and is no part of it.
+    let last = operation.kind == OperationType::Upgrade
+        && rollout::unsettled(observed)
+        && !etcd::under_way(observed);
     last.then(|| Progress {
         target: operation.target.clone(),
         step: if record.back {

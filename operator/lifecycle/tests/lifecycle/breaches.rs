@@ -6,7 +6,7 @@ use kaas_crds::Reason;
 use kaas_lifecycle::action::{Action, EtcdOrder, Material, Precondition};
 use kaas_lifecycle::lint::{self, Invariant};
 use kaas_lifecycle::object::{Kind, Object, Reference};
-use kaas_lifecycle::observed::{Namespace, Observed, Secret};
+use kaas_lifecycle::observed::{Member, Namespace, Observed, Secret};
 use kaas_lifecycle::plan::{Plan, plan};
 use serde_json::json;
 
@@ -145,11 +145,61 @@ fn members_go_one_at_a_time_and_only_while_the_others_are_well() {
 }
 
 #[test]
-fn a_lone_member_is_restarted_only_if_its_data_outlives_the_pod() {
-    let observed = settled(1);
-    assert_eq!(broken(&observed, vec![pod(&observed, "etcd-0")]), []);
-    let observed = settled_on(1, json!({"ephemeral": {}}));
-    assert_eq!(broken(&observed, vec![pod(&observed, "etcd-0")]), [Invariant::Quorum]);
+fn a_lone_member_is_not_restarted_and_leaves_to_one_that_api_servers_know() {
+    for storage in [json!({"persistent": {"size": "1Gi"}}), json!({"ephemeral": {}})] {
+        let observed = settled_on(1, storage);
+        assert_eq!(broken(&observed, vec![pod(&observed, "etcd-0")]), [Invariant::Quorum]);
+    }
+    let mut two = settled(1);
+    let etcd = two.etcd.as_mut().unwrap();
+    let (first, second) = (etcd.members[0].id, 9);
+    etcd.members.push(Member { id: second, name: "etcd-1".into(), ..etcd.members[0].clone() });
+    let remove = |id| vec![Action::Etcd(EtcdOrder::Remove { id })];
+    assert_eq!(broken(&two, remove(second)), []);
+    assert_eq!(broken(&two, remove(first)), [Invariant::Quorum], "API servers dial it alone");
+    let (mut object, precondition) = again(&two, Kind::StatefulSet, "etcd");
+    object.content["spec"]["ordinals"] = json!({"start": 1});
+    let places = vec![Action::Apply { object, precondition }];
+    assert_eq!(broken(&two, places), [Invariant::Quorum], "the pod of the first would go");
+}
+
+#[test]
+fn members_get_no_etcd_that_does_not_start_on_their_data() {
+    let observed = settled(3);
+    let image = |observed: &Observed, version: &str| {
+        let (mut object, precondition) = again(observed, Kind::StatefulSet, "etcd");
+        let container = &mut object.content["spec"]["template"]["spec"]["containers"][0];
+        container["image"] = format!("registry.k8s.io/etcd:{version}-0").into();
+        vec![Action::Apply { object, precondition }]
+    };
+    for version in ["3.7.9", "3.8.0"] {
+        assert_eq!(broken(&observed, image(&observed, version)), [], "{version}");
+    }
+    for version in ["3.6.16", "3.9.0", "3.5.20"] {
+        assert_eq!(broken(&observed, image(&observed, version)), [Invariant::EtcdVersion], "{version}");
+    }
+    let mut lowered = observed.clone();
+    for member in &mut lowered.etcd.as_mut().unwrap().members {
+        member.storage_version = "3.6.0".into();
+    }
+    assert_eq!(broken(&lowered, image(&lowered, "3.6.16")), []);
+    lowered.etcd.as_mut().unwrap().members[2].storage_version.clear();
+    assert_eq!(broken(&lowered, image(&lowered, "3.6.16")), [Invariant::EtcdVersion], "one did not say");
+    lowered.etcd.as_mut().unwrap().members[0].version = "3.6.16".into();
+    assert_eq!(broken(&lowered, image(&lowered, "3.6.16")), [], "it is as old as the oldest");
+    lowered.etcd = None;
+    assert_eq!(broken(&lowered, image(&lowered, "3.6.16")), [Invariant::EtcdVersion], "nobody said");
+
+    let mut raised = observed.clone();
+    assert_eq!(broken(&raised, vec![pod(&raised, "etcd-1")]), []);
+    for member in &mut raised.etcd.as_mut().unwrap().members {
+        member.storage_version = "3.8.0".into();
+    }
+    assert_eq!(
+        broken(&raised, vec![pod(&raised, "etcd-1")]),
+        [Invariant::EtcdVersion],
+        "it would not come back"
+    );
 }
 
 #[test]

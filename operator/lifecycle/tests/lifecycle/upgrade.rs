@@ -140,10 +140,10 @@ fn a_bad_image_is_caught_before_any_client_meets_it() {
     told(&mut world, 60);
     assert_eq!(pods(&world, "kube-apiserver"), servers);
     assert_eq!(world.condition("Stalled"), ("True".into(), "UpgradeRefused".into()));
-    insta::assert_snapshot!(world.summary(), @"Running, but stalled: spec.version: v1.37.1 did not prove itself at 2026-06-01T00:00:25Z: Pod kube-apiserver-canary-46: ImagePullBackOff: no such image; no client met it, v1.36.3 runs on; to try again set spec.version to v1.36.3 and then back");
+    insta::assert_snapshot!(world.summary(), @"Running, but stalled: spec.version: v1.37.1 did not prove itself at 2026-06-01T00:00:25Z: Pod kube-apiserver-canary-48: ImagePullBackOff: no such image; no client met it, v1.36.3 runs on; to try again set spec.version to v1.36.3 and then back");
     assert!(pods(&world, "kube-apiserver-canary").is_empty(), "it is taken away");
     let entry = world.cluster.status.as_ref().unwrap().history[0].clone();
-    insta::assert_snapshot!(entry.result, @"Refused: Pod kube-apiserver-canary-46: ImagePullBackOff: no such image");
+    insta::assert_snapshot!(entry.result, @"Refused: Pod kube-apiserver-canary-48: ImagePullBackOff: no such image");
 
     // It is not tried again unasked, whatever else is asked for.
     world.dead.clear();

@@ -69,6 +69,13 @@ pub(crate) struct World {
     pub(crate) status_writes: u64,
     /// What is on members' volumes: the volume, and the ID of the member that wrote it.
     pub(crate) data: BTreeMap<String, (String, u64)>,
+    /// Which members API servers dial, by their template.
+    pub(crate) dialled: BTreeMap<String, Vec<String>>,
+    /// Minor version of etcd, by its members' template.
+    pub(crate) minors: BTreeMap<String, u32>,
+    /// Minor version that the data has the format of, and the one that it is lowered to.
+    pub(crate) format: u32,
+    pub(crate) lowered: Option<u32>,
     /// The planner, or one with a planted mistake.
     pub(crate) planner: fn(&Observed) -> Plan,
     version: u64,
@@ -162,6 +169,10 @@ impl World {
             writes: 0,
             status_writes: 0,
             data: BTreeMap::new(),
+            dialled: BTreeMap::new(),
+            minors: BTreeMap::new(),
+            format: 0,
+            lowered: None,
             planner: plan,
             version: 1,
         }
@@ -272,7 +283,9 @@ impl World {
         }
         let led = members.iter().any(|member| member.id == self.leader && !member.learner && member.healthy);
         let leader = if led && healthy > voters / 2 { self.leader } else { 0 };
-        Some(Etcd { cluster_id: format!("{:x}", self.etcd_id), leader, members, alarms: vec![] })
+        let members = members.into_iter().map(|member| self.versioned(member)).collect();
+        let downgrade = self.lowered.map(|minor| format!("3.{minor}.0"));
+        Some(Etcd { cluster_id: format!("{:x}", self.etcd_id), leader, members, alarms: vec![], downgrade })
     }
 
     fn ready(&self, component: &str) -> bool {
@@ -280,7 +293,10 @@ impl World {
     }
 
     fn serving(&self) -> bool {
-        self.reachable && self.ready("etcd") && self.ready("kube-apiserver")
+        let mut servers = self.pods.iter().filter(|pod| pod.component == "kube-apiserver" && pod.ready);
+        self.reachable
+            && self.ready("etcd")
+            && servers.any(|server| self.is_answered(server, &BTreeSet::new()))
     }
 
     fn probe(&self) -> Option<Probe> {
@@ -328,6 +344,11 @@ impl World {
     fn order(&mut self, order: &EtcdOrder) {
         match order {
             EtcdOrder::MoveLeader { to } => self.leader = *to,
+            EtcdOrder::EnableDowngrade { version } => {
+                let minor = version.rsplit('.').next().unwrap().parse().unwrap();
+                (self.lowered, self.format) = (Some(minor), minor);
+            }
+            EtcdOrder::CancelDowngrade => self.lowered = None,
             EtcdOrder::AddLearner { peer_url } => {
                 self.version += 1;
                 let id = 100 + self.version;
@@ -416,6 +437,16 @@ impl World {
             }
             Kind::Secret if self.kubeconfig.as_ref().is_some_and(|secret| secret.uid == uid) => {
                 self.kubeconfig = None
+            }
+            // It is protected while a pod has it.
+            Kind::PersistentVolumeClaim
+                if self.pods.iter().any(|pod| reference.name.ends_with(&pod.name)) =>
+            {
+                let version = self.next();
+                if let Some(live) = self.objects.get_mut(reference).filter(|live| live.uid == uid) {
+                    let live = Arc::make_mut(live);
+                    (live.terminating, live.resource_version) = (true, version);
+                }
             }
             _ => {
                 if reference.kind == Kind::Deployment {

@@ -59,6 +59,7 @@ fn well(version: &str, spec: Value) -> Observed {
             leader: 1,
             members: (0..3).map(member).collect(),
             alarms: vec![],
+            downgrade: None,
         }),
         probe: None,
         trial: None,

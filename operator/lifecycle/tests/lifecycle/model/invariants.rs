@@ -43,6 +43,7 @@ pub(super) fn broken(state: &State) -> Option<&'static str> {
         ("authorities were made twice", state.authorities <= 1),
         ("the operator took the quorum away", quorum_is_left(state)),
         ("no quorum has its data", data_is_left(state)),
+        ("an API server has nobody to ask", servers_are_answered(state)),
         ("whose data it is was forgotten", going(state) || !state.established || state.identified()),
         ("a namespace is left behind", !world.gone || world.namespaces.is_empty()),
     ];
@@ -53,13 +54,20 @@ fn going(state: &State) -> bool {
     state.world.cluster.metadata.deletion_timestamp.is_some() || state.world.gone
 }
 
-/// Of the voters that did not die by themselves a quorum is up. A lone one may be restarted.
+/// Of the voters that did not die by themselves a quorum is up.
 fn quorum_is_left(state: &State) -> bool {
     let world = &state.world;
     let voters: Vec<_> = world.members.iter().filter(|member| !member.learner).collect();
     let up = |name: &str| world.pods.iter().any(|pod| pod.name == name && pod.ready && !pod.terminating);
     let well = voters.iter().filter(|member| up(&member.name) || state.lost.contains(&member.name)).count();
-    going(state) || !state.established || voters.len() <= 1 || well >= quorum(voters.len())
+    going(state) || !state.established || well >= quorum(voters.len())
+}
+
+/// Each API server that serves has a voter to ask, but for those that died by themselves.
+fn servers_are_answered(state: &State) -> bool {
+    let world = &state.world;
+    let mut servers = world.pods.iter().filter(|pod| pod.component == "kube-apiserver" && pod.ready);
+    going(state) || !state.established || servers.all(|server| world.is_answered(server, &state.lost))
 }
 
 /// A quorum of the voters has on its volumes what it wrote, but for those that died with their volumes.

@@ -50,7 +50,7 @@ fn volumes_of_the_wrong_members_are_found() {
         let claims = etcd.members.iter().filter(|member| member.healthy).filter_map(|member| {
             let claim = format!("data-{}", member.name);
             let reference = Reference::namespaced(Kind::PersistentVolumeClaim, &home, claim);
-            let uid = observed.objects.get(&reference)?.uid.clone();
+            let uid = observed.objects.get(&reference).filter(|live| !live.terminating)?.uid.clone();
             Some(vec![Action::Delete { reference, uid, grace: None }])
         });
         plan.waves = claims.take(1).collect();

@@ -72,7 +72,7 @@ fn one_member_becomes_three() {
 fn three_members_become_one() {
     let begin = resized(3, 1);
     check(begin.clone(), May { delay: true, ..MAY }, 370, &[RUNS, LATE]);
-    check(begin.clone(), May { lag: true, ..MAY }, 750, &[RUNS]);
+    check(begin.clone(), May { lag: true, ..MAY }, 600, &[RUNS]);
     check(begin, May { lose: true, ..MAY }, 1100, &[RUNS, LOST, LEADERLESS]);
 }
 

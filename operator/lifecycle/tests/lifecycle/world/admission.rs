@@ -59,6 +59,13 @@ impl World {
                 member(*id).is_none_or(|learner| !learner.learner || learner.name.is_empty()),
                 "a learner that never started is not in sync",
             ),
+            EtcdOrder::EnableDowngrade { version } => {
+                let target = format!("3.{}", self.newest().saturating_sub(1));
+                refuse(*version != target || self.lowered.is_some(), "invalid downgrade target version")
+            }
+            EtcdOrder::CancelDowngrade => {
+                refuse(self.lowered.is_none(), "the cluster has no ongoing downgrade")
+            }
             EtcdOrder::Remove { id } => {
                 refuse(member(*id).is_none() || *id == self.leader, "the leadership moves away first")
             }

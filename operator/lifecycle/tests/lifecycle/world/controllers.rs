@@ -1,5 +1,6 @@
 //! The rest of the management cluster: workload controllers, kubelets, the namespace controller, etcd's elections.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kaas_lifecycle::difference::digest;
@@ -34,7 +35,12 @@ impl World {
             }
         }
         self.pods.retain(|pod| !pod.terminating);
+        let pods = &self.pods;
+        let held = |claim: &Reference| pods.iter().any(|pod| claim.name.ends_with(&pod.name));
+        self.objects
+            .retain(|key, live| key.kind != Kind::PersistentVolumeClaim || !live.terminating || held(key));
         self.elect();
+        self.raise();
         if self.namespaces.first().is_some_and(|namespace| namespace.terminating) {
             if self.pods.is_empty() {
                 self.namespaces.clear();
@@ -74,9 +80,14 @@ impl World {
         let volume = self.volume_of(&pod.name).unwrap().to_owned();
         let data = self.data.get(&pod.name).is_some_and(|(on, _)| *on == volume);
         let member = self.members.iter().position(|member| name(member) == pod.name);
+        let minor = self.minors[&pod.template_hash];
         let works = match member {
+            // "cluster cannot be downgraded"
+            _ if minor < self.format => false,
             // Its data says who it is; an ID that is no longer a member's is turned away.
             Some(at) if data => self.data[&pod.name].1 == self.members[at].id,
+            // "cluster version of remote member is not compatible": nobody joins while the format is lowered.
+            Some(at) if self.lowered.is_some() && self.members[at].name.is_empty() => false,
             // Somebody who was added and never started.
             Some(at) if self.members[at].name.is_empty() && self.may_start(&pod.name) => {
                 self.members[at].name = pod.name.clone();
@@ -108,6 +119,37 @@ impl World {
         }
     }
 
+    /// Minor version of the process in a pod.
+    fn minor_of(&self, member: &Member) -> Option<u32> {
+        let pod = self.pods.iter().find(|pod| pod.name == name(member) && pod.ready && !pod.terminating)?;
+        self.minors.get(&pod.template_hash).copied()
+    }
+
+    /// The newest of the members.
+    pub(crate) fn newest(&self) -> u32 {
+        self.members.iter().filter_map(|member| self.minor_of(member)).max().unwrap_or_default()
+    }
+
+    /// A member, with what it says of versions.
+    pub(crate) fn versioned(&self, member: Member) -> Member {
+        let Some(minor) = self.minor_of(&member) else { return member };
+        Member { version: format!("3.{minor}.3"), storage_version: format!("3.{}.0", self.format), ..member }
+    }
+
+    /// Once all members are newer the data is of their format, unless they were told to lower it.
+    fn raise(&mut self) {
+        let running: Option<Vec<u32>> = self.members.iter().map(|member| self.minor_of(member)).collect();
+        let Some(oldest) = running.as_ref().and_then(|all| all.iter().min()).copied() else { return };
+        if self.lowered.is_some_and(|lowered| lowered == self.newest()) {
+            // It is done.
+            self.lowered = None;
+        }
+        if self.lowered.is_none() && oldest > self.format {
+            self.format = oldest;
+            self.version += 1;
+        }
+    }
+
     /// Whether a member without data finds its name among those that it is to start with. A founder always does.
     fn may_start(&self, member: &str) -> bool {
         let home = self.tenant().control_plane_namespace();
@@ -122,7 +164,11 @@ impl World {
     /// Whether a member still has what it wrote.
     pub(crate) fn holds(&self, member: &Member) -> bool {
         let written = self.data.get(&member.name);
-        written.is_some_and(|(on, id)| self.volume_of(&member.name) == Some(on) && *id == member.id)
+        // What is to go with its pod is as good as gone.
+        let claim = format!("data-{}", member.name);
+        let goes = |(key, live): (&Reference, &Arc<Live>)| key.name == claim && live.terminating;
+        !self.objects.iter().any(goes)
+            && written.is_some_and(|(on, id)| self.volume_of(&member.name) == Some(on) && *id == member.id)
     }
 
     /// What the data of the member of this name is on: its claim, or its pod.
@@ -138,19 +184,28 @@ impl World {
     fn workload(&mut self, reference: &Reference) {
         let live = self.objects[reference].clone();
         let hash = digest(live.get("/spec/template").unwrap());
-        let wanted = usize::try_from(live.count("/spec/replicas")).unwrap();
-        let component = reference.name.clone();
         let set = reference.kind == Kind::StatefulSet;
+        let wanted = usize::try_from(live.count("/spec/replicas")).unwrap();
+        let first = usize::try_from(live.count("/spec/ordinals/start")).unwrap();
+        self.note_servers(&reference.name, &hash, &live);
         if set {
-            for index in 0..wanted {
+            let image = live.get("/spec/template/spec/containers/0/image").unwrap().as_str().unwrap();
+            let minor = image.rsplit(':').next().unwrap().split('.').nth(1).unwrap().parse().unwrap();
+            self.minors.insert(hash.clone(), minor);
+        }
+        let component = reference.name.clone();
+        if set {
+            for index in first..first + wanted {
                 let name = format!("{component}-{index}");
                 self.claim(&live, &name);
                 if !self.pods.iter().any(|pod| pod.name == name) {
                     self.start(name, &component, &hash);
                 }
             }
-            let surplus =
-                |pod: &Pod| pod.name.rsplit('-').next().unwrap().parse::<usize>().unwrap() >= wanted;
+            let surplus = |pod: &Pod| {
+                let index = pod.name.rsplit('-').next().unwrap().parse::<usize>().unwrap();
+                !(first..first + wanted).contains(&index)
+            };
             let gone: Vec<String> = self
                 .pods
                 .iter()
@@ -209,6 +264,26 @@ impl World {
             live.content["status"] = status;
             live.resource_version = version;
         }
+    }
+
+    /// What API servers of this template dial.
+    fn note_servers(&mut self, component: &str, template: &str, live: &Live) {
+        if component != "kube-apiserver" || self.dialled.contains_key(template) {
+            return;
+        }
+        let command = live.get("/spec/template/spec/containers/0/command").unwrap().as_array().unwrap();
+        let flag =
+            command.iter().find_map(|flag| flag.as_str().unwrap().strip_prefix("--etcd-servers=")).unwrap();
+        let hosts = flag.split(',').map(|url| url["https://".len()..].split('.').next().unwrap().to_owned());
+        self.dialled.insert(template.to_owned(), hosts.collect());
+    }
+
+    /// Whether somebody who votes answers an API server, or would if he had not died by himself.
+    pub(crate) fn is_answered(&self, server: &Pod, lost: &BTreeSet<String>) -> bool {
+        let up = |name: &str| self.pods.iter().any(|pod| pod.name == name && pod.ready && !pod.terminating);
+        let votes = |name: &str| self.members.iter().any(|member| member.name == name && !member.learner);
+        let dialled = self.dialled.get(&server.template_hash);
+        dialled.into_iter().flatten().any(|name| votes(name) && up(name) || lost.contains(name))
     }
 
     fn claim(&mut self, set: &Live, pod: &str) {
