@@ -4,7 +4,6 @@
 
 mod crowd;
 mod door;
-mod journal;
 mod line;
 mod memory;
 mod played;
@@ -29,12 +28,12 @@ use crate::cluster::{Cluster, Spec};
 use crate::compile::{self, Order};
 use crate::component::LOAD;
 use crate::flow::Guarded;
+use crate::journal::{self, Facts, Journal};
 use crate::layout::{Cache, Repository};
 use crate::release::OLDER;
 use crate::terminal::say;
 use crate::wait;
 
-use self::journal::{Facts, Journal};
 use self::restart::End;
 use self::site::{Sample, Site, Storage, path};
 use self::table::{Figure, Of, Unit};
@@ -148,7 +147,7 @@ struct Results {
 impl Results {
     fn add(&mut self, figure: Figure) -> Result<(), Error> {
         say(figure.line());
-        self.journal.figure(&figure)?;
+        self.journal.note("figure", figure.raw())?;
         self.figures.push(figure);
         Ok(())
     }
@@ -173,7 +172,7 @@ pub fn run(
     let operator = operator.or(build.operator);
     let facts = Facts::take(repository)?;
     say(facts.told());
-    let journal = Journal::begin(cache, &facts, &json!(format!("{plan:?}")))?;
+    let journal = Journal::begin(cache, "bench", &facts, &json!(format!("{plan:?}")))?;
     let mut results = Results { journal, figures: Vec::new() };
     let mut measured = Ok(());
     let on_pods = [

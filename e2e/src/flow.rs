@@ -260,10 +260,11 @@ pub fn run(
 
 /// What is run, in this order. The long ones come last, with tenants of their own.
 fn flows(extent: Extent) -> Vec<&'static Flow> {
-    let long = if extent == Extent::All { LONG } else { &[] };
+    let (long, matrix) =
+        if extent == Extent::All { (LONG, upgrade::matrix::FLOWS) } else { (&[][..], &[][..]) };
     let chosen = chosen();
     let runs = |flow: &&Flow| chosen.is_empty() || chosen.iter().any(|part| flow.name.contains(part));
-    FLOWS.iter().chain(workers::FLOWS).chain(LAST).chain(long).filter(runs).collect()
+    FLOWS.iter().chain(workers::FLOWS).chain(LAST).chain(long).chain(matrix).filter(runs).collect()
 }
 
 /// Parts of the names of the flows that alone are wanted (`KAAS_FLOWS=scale,renewed`); empty: all of them. For
@@ -330,9 +331,9 @@ impl Drop for Guarded {
 /// What flows on a local cluster run.
 pub(crate) fn order(operator: bool, extent: Extent) -> Order {
     let any = |names: &[&str]| flows(extent).iter().any(|flow| names.contains(&flow.name));
-    let upgrades = any(&[upgrade::NAME]);
+    let upgrades = any(&[upgrade::NAME]) || upgrade::matrix::FLOWS.iter().any(|flow| any(&[flow.name]));
     // A second Kubernetes, and a second etcd with it, is built for who upgrades from it only.
-    let older = any(&[upgrade::NAME, preflight::NAME, handover::NAME, etcd_version::NAME]);
+    let older = upgrades || any(&[preflight::NAME, handover::NAME, etcd_version::NAME]);
     let spoils = any(&[spoiled::CAUGHT, spoiled::CAUGHT_TOO, spoiled::ROLLED_BACK]);
     let programs = [(upgrades, &component::LOAD), (spoils, &component::SPOILED)];
     Order {

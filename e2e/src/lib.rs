@@ -24,6 +24,7 @@ pub mod flow;
 pub mod footprint;
 mod image;
 mod invocation;
+mod journal;
 pub mod journey;
 pub mod kubectl;
 pub mod layout;

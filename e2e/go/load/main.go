@@ -46,6 +46,7 @@ const resultLabel = "kaas-load-result"
 type options struct {
 	kubeconfig, server, namespace, pods, result string
 	duration, pause                             time.Duration
+	atLeast                                     int
 	untilStdinCloses                            bool
 }
 
@@ -58,6 +59,7 @@ func main() {
 	flag.StringVar(&o.result, "result", "", "name of a ConfigMap for the result, besides the standard output")
 	flag.DurationVar(&o.duration, "duration", 0, "how long to go on; 0: until SIGTERM or SIGINT")
 	flag.DurationVar(&o.pause, "pause", 25*time.Millisecond, "time between two requests of one client")
+	flag.IntVar(&o.atLeast, "at-least", 0, "go on until so many requests were made, also when told to stop")
 	flag.BoolVar(&o.untilStdinCloses, "until-stdin-closes", false, "stop at the end of the standard input too")
 	flag.Parse()
 	// What goes wrong is told in the result.
@@ -90,7 +92,7 @@ func run(o options) error {
 	if err != nil {
 		return err
 	}
-	line, err := json.Marshal(load.play(ctx))
+	line, err := json.Marshal(load.play(ctx, o.atLeast))
 	if err != nil {
 		return err
 	}
@@ -143,8 +145,9 @@ func newLoad(config *rest.Config, o options) (*load, error) {
 	return load, nil
 }
 
-// play runs all clients until the context ends, lets the watches tell what is under way, and says what was seen.
-func (l *load) play(ctx context.Context) report {
+// play runs all clients until the context ends and enough requests were made, lets the watches tell what is under way,
+// and says what was seen.
+func (l *load) play(ctx context.Context, atLeast int) report {
 	begun := time.Now()
 	watching, end := context.WithCancel(context.Background())
 	defer end()
@@ -160,6 +163,7 @@ func (l *load) play(ctx context.Context) report {
 		case <-ctx.Done():
 		}
 	}
+	ctx = l.enough(ctx, atLeast)
 	for _, writer := range l.writers.all {
 		others.Go(func() { writer.run(ctx) })
 	}
@@ -175,6 +179,28 @@ func (l *load) play(ctx context.Context) report {
 	result := l.report(begun)
 	l.clear()
 	return result
+}
+
+// enough ends with the given context, but not before so many requests were made.
+func (l *load) enough(ctx context.Context, atLeast int) context.Context {
+	enough, end := context.WithCancel(context.Background())
+	go func() {
+		defer end()
+		<-ctx.Done()
+		for l.requests() < atLeast {
+			time.Sleep(again)
+		}
+	}()
+	return enough
+}
+
+// requests are those of all clients, failed ones too.
+func (l *load) requests() int {
+	sum := 0
+	for _, writer := range l.writers.all {
+		sum += writer.tally.sum()
+	}
+	return sum
 }
 
 func (l *load) missing() bool {

@@ -71,6 +71,12 @@ func (t *tally) count(begun, now time.Time, verb string, err error) {
 	t.last = now
 }
 
+func (t *tally) sum() int {
+	t.mutex.Lock()
+	defer t.mutex.Unlock()
+	return t.requests
+}
+
 // quantile is the time within which this part of the requests was answered.
 func quantile(sorted []time.Duration, part float64) float64 {
 	if len(sorted) == 0 {

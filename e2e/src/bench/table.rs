@@ -1,6 +1,8 @@
 //! Figures: samples of one thing, what is told of them, and whether that is what was aimed at. A missed target
 //! is told and is no failure: a machine may be slow. Nothing is left out, rounded away or averaged.
 
+use serde_json::{Value, json};
+
 /// What a figure counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unit {
@@ -54,6 +56,15 @@ impl Figure {
     pub(super) fn at_most(mut self, of: Of, at_most: f64) -> Self {
         self.target = Some(Target { of, at_most });
         self
+    }
+
+    /// With its samples, as it is kept.
+    pub(super) fn raw(&self) -> Value {
+        json!({
+            "what": self.what, "samples": self.samples, "median": self.median(), "p99": self.p99(),
+            "min": self.min(), "max": self.max(), "met": self.met(),
+            "target": self.target.map(|target| target.at_most),
+        })
     }
 
     pub(super) fn median(&self) -> Option<f64> {

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Bench;
-use super::journal;
 use super::site::{Site, Storage, path, tenant};
 use super::table::{Figure, Of, Unit};
 use crate::Error;
 use crate::credentials::write_private;
 use crate::flow::traffic::{Kind, Outside, Report};
+use crate::journal;
 use crate::kubectl::{at, condition};
 use crate::release::{NEWEST, Release};
 use crate::terminal::say;
@@ -66,7 +66,7 @@ impl Bench<'_> {
         let kubeconfig = folder.path().join("kubeconfig");
         write_private(&kubeconfig, &self.site.kubeconfig(name)?)?;
         let program = self.site.cluster.toolbox.program("load")?.to_owned();
-        let load = Outside::start(&program, &kubeconfig, "default", &[])?;
+        let load = Outside::start(&program, &kubeconfig, "default", 0, None)?;
         std::thread::sleep(CALM);
         let found = self.site.follow_upgrade(name);
         std::thread::sleep(CALM);

@@ -11,6 +11,7 @@ use super::Bench;
 use super::site::{NAMESPACE, Site};
 use super::table::{Figure, Of, Unit};
 use crate::Error;
+use crate::journal;
 use crate::kubectl::{at, condition};
 use crate::probe::Probe;
 use crate::terminal::say;
@@ -52,7 +53,7 @@ impl Bench<'_> {
             gone.push(begun.elapsed().as_secs_f64());
             let told: Vec<String> =
                 seen.iter().map(|(what, time)| format!("{what} {:.2} s", time.as_secs_f64())).collect();
-            say(format!("  {pool}: {}, load {:.1}", told.join(", "), super::journal::load()));
+            say(format!("  {pool}: {}, load {:.1}", told.join(", "), journal::load()));
             let raw: BTreeMap<&str, f64> =
                 seen.iter().map(|(what, time)| (*what, time.as_secs_f64())).collect();
             self.results.journal.note("worker", json!({"pool": pool, "seconds": raw}))?;
@@ -158,7 +159,7 @@ impl Site {
         let begun = Instant::now();
         self.until_workers(pool, count, inside)?;
         let time = begun.elapsed().as_secs_f64();
-        say(format!("  {count} workers after {time:.1} s, load {:.1}", super::journal::load()));
+        say(format!("  {count} workers after {time:.1} s, load {:.1}", journal::load()));
         Ok(time)
     }
 

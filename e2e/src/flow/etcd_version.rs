@@ -35,11 +35,8 @@ fn walk(stage: &Stage, members: usize, versions: &[&str]) -> Result<(), Error> {
         let mark = format!("before-step-{step}");
         kubectl.run(&["create", "configmap", &mark, "--from-literal=etcd=known"])?;
         let outcome = under_load_of(stage, &name, &format!("{members} members to {version}"), || {
-            stage.change(&name, &json!({"etcd": {"version": version}}))?;
-            stage.await_settled(&name)?;
-            scale::await_pods(stage, &name, "etcd", members)
+            change(stage, &name, members, version)
         })?;
-        runs(stage, &name, members, version)?;
         let after = membership(stage, &name)?;
         claim(after.cluster == before.cluster, || {
             format!("cluster {} became cluster {}: the data was made anew", before.cluster, after.cluster)
@@ -55,6 +52,14 @@ fn walk(stage: &Stage, members: usize, versions: &[&str]) -> Result<(), Error> {
     }
     super::chaos::remove(stage, &name)?;
     seen
+}
+
+/// Asks for this version, until every member is of it.
+pub(super) fn change(stage: &Stage, name: &str, members: usize, version: &str) -> Result<(), Error> {
+    stage.change(name, &json!({"etcd": {"version": version}}))?;
+    stage.await_settled(name)?;
+    scale::await_pods(stage, name, "etcd", members)?;
+    runs(stage, name, members, version)
 }
 
 /// So many members vote, and each is of this version, by its own word.

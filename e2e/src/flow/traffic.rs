@@ -28,8 +28,8 @@ const INSIDE: &str = "load";
 const SPEAKERS: &str = "app=speaker";
 /// By its name, as every program in a cluster finds it.
 const SERVICE: &str = "https://kubernetes.default.svc";
-/// Between two requests of a client.
-const PAUSE: &str = "-pause=30ms";
+/// How long the load from outside may take to have made as many requests as it was told.
+const LONGEST: Duration = Duration::from_secs(3600);
 /// A load that ends waits for requests under way, and for what its watches have still to tell.
 const END: Duration = Duration::from_secs(60);
 
@@ -37,22 +37,25 @@ const END: Duration = Duration::from_secs(60);
 pub(crate) struct Outside {
     child: Child,
     output: JoinHandle<String>,
+    /// How long it may take to end.
+    patience: Duration,
 }
 
 impl Outside {
-    /// Starts it with a kubeconfig; it writes in this namespace.
+    /// Starts it with a kubeconfig; it writes in this namespace, and makes so many requests before it ends.
     pub(crate) fn start(
         program: &Path,
         kubeconfig: &Path,
         namespace: &str,
-        more: &[String],
+        at_least: u64,
+        pods: Option<&str>,
     ) -> Result<Self, Error> {
         let mut command = std::process::Command::new(program);
         command
             .arg(format!("-kubeconfig={}", kubeconfig.display()))
-            .args(["-until-stdin-closes", PAUSE])
-            .arg(format!("-namespace={namespace}"))
-            .args(more);
+            .arg("-until-stdin-closes")
+            .args([format!("-namespace={namespace}"), format!("-at-least={at_least}")])
+            .args(pods.map(|selector| format!("-pods={selector}")));
         let mut command = crate::process::dying_with_us(&command);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().map_err(Error::io("start", "the load"))?;
@@ -62,7 +65,8 @@ impl Outside {
             let _ = out.as_mut().map(|out| out.read_to_string(&mut text));
             text
         });
-        Ok(Self { child, output })
+        let patience = if at_least > 0 { LONGEST } else { END };
+        Ok(Self { child, output, patience })
     }
 
     /// Begins its end, which takes as long as its last request.
@@ -70,14 +74,19 @@ impl Outside {
         drop(self.child.stdin.take());
     }
 
-    /// Ends it; what it saw.
-    pub(crate) fn finish(mut self) -> Result<Report, Error> {
-        self.stop();
+    /// Until it has ended.
+    fn await_end(&self) -> Result<(), Error> {
         let ended = || match self.output.is_finished() {
             true => Ok(()),
             false => Err("it goes on".to_owned()),
         };
-        let outcome = wait::until("the load from outside to end", END, POLL, ended, String::new);
+        wait::until("the load from outside to end", self.patience, POLL, ended, String::new)
+    }
+
+    /// Ends it; what it saw.
+    pub(crate) fn finish(mut self) -> Result<Report, Error> {
+        self.stop();
+        let outcome = self.await_end();
         if outcome.is_err() {
             let _ = self.child.kill();
         }
@@ -95,22 +104,26 @@ pub(super) struct Traffic {
 }
 
 impl Traffic {
-    /// Starts them with the tenant's kubeconfig, once the pods that they need are there.
-    pub(super) fn start(stage: &Stage, name: &str) -> Result<Self, Error> {
+    /// Starts them with the tenant's kubeconfig, once the pods that they need are there. The one from outside goes on until
+    /// it has made so many requests, also when it is told to finish.
+    pub(super) fn start(stage: &Stage, name: &str, at_least: u64) -> Result<Self, Error> {
         let kubectl = stage.tenant_kubectl(name)?;
         kubectl.apply(&manifest().to_string())?;
         kubectl.await_deployment(NAMESPACE, "speaker", SOON)?;
         kubectl.await_deployment(NAMESPACE, INSIDE, SOON)?;
         stage.ground.iter().for_each(super::Ground::await_builder);
         let program = stage.ground()?.cluster.borrow().toolbox.program("load")?.to_owned();
-        let pods = format!("-pods={SPEAKERS}");
-        let outside = Outside::start(&program, kubectl.kubeconfig(), NAMESPACE, &[pods])?;
+        let outside = Outside::start(&program, kubectl.kubeconfig(), NAMESPACE, at_least, Some(SPEAKERS))?;
         Ok(Self { kubectl, outside })
     }
 
     /// Ends both, tells and returns what they saw: first the one from outside, then each pod that had the one inside.
     pub(super) fn finish(mut self) -> Result<Vec<Report>, Error> {
         self.outside.stop();
+        // The one inside keeps it company.
+        if self.outside.patience > END {
+            self.outside.await_end()?;
+        }
         let scale = ["scale", "deployment", INSIDE, "--replicas=0"];
         self.kubectl.run(&[&["--namespace", NAMESPACE], scale.as_slice()].concat())?;
         let mut reports = vec![self.outside.finish()?];
@@ -167,7 +180,7 @@ fn manifest() -> Value {
             "name": INSIDE,
             "image": catalogue::load_reference(),
             "args": [
-                format!("-server={SERVICE}"), format!("-namespace={NAMESPACE}"), format!("-pods={SPEAKERS}"), PAUSE,
+                format!("-server={SERVICE}"), format!("-namespace={NAMESPACE}"), format!("-pods={SPEAKERS}"),
                 "-result=$(POD)",
             ],
             "env": [{"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],

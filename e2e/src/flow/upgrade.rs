@@ -15,6 +15,8 @@ use crate::wait;
 
 use super::workers::{self, text};
 
+pub(super) mod matrix;
+
 pub(super) const NAME: &str = "a minor upgrade with workers, under load";
 const TENANT: &str = "rising";
 const POOL: &str = "rising-general";
@@ -34,7 +36,19 @@ pub(super) fn goes_unnoticed(stage: &Stage) -> Result<(), Error> {
 }
 
 fn upgraded(stage: &Stage, servers: usize, members: usize) -> Result<(), Error> {
-    let from = OLDER.first().ok_or_else(|| Error::Invalid("there is no older release".to_owned()))?;
+    let kubectl = prepare(stage, servers, members)?;
+    let result = under_traffic(stage, &kubectl);
+    remove(stage)?;
+    result
+}
+
+fn oldest() -> Result<&'static Release, Error> {
+    OLDER.first().ok_or_else(|| Error::Invalid("there is no older release".to_owned()))
+}
+
+/// A tenant of the older version with its workers, and something in it.
+fn prepare(stage: &Stage, servers: usize, members: usize) -> Result<Kubectl, Error> {
+    let from = oldest()?;
     stage.ground()?.stock()?;
     let mut spec = small(from.kubernetes);
     for (replicas, wanted) in [("/controlPlane/replicas", servers), ("/etcd/replicas", members)] {
@@ -58,14 +72,16 @@ fn upgraded(stage: &Stage, servers: usize, members: usize) -> Result<(), Error> 
     let kubectl = stage.tenant_kubectl(TENANT)?;
     runs(stage, &kubectl, from)?;
     kubectl.run(&["create", "configmap", "before", "--from-literal=version=old"])?;
-    let result = under_traffic(stage, &kubectl);
+    Ok(kubectl)
+}
+
+fn remove(stage: &Stage) -> Result<(), Error> {
     stage.kubectl.run(&["--namespace", NAMESPACE, "delete", "workerpools.kaas.dev", POOL, "--wait=false"])?;
-    super::chaos::remove(stage, TENANT)?;
-    result
+    super::chaos::remove(stage, TENANT)
 }
 
 fn under_traffic(stage: &Stage, kubectl: &Kubectl) -> Result<(), Error> {
-    let traffic = Traffic::start(stage, TENANT)?;
+    let traffic = Traffic::start(stage, TENANT, 0)?;
     let started = Instant::now();
     let upgraded =
         stage.change(TENANT, &json!({"version": NEWEST.kubernetes})).and_then(|()| arrive(stage, kubectl));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
@@ -14,7 +14,7 @@ const STREAM_LIFE: Duration = Duration::from_secs(8);
 const TOLD: usize = 5;
 
 /// What one load saw. Times are in seconds.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub(crate) struct Report {
     pub(crate) begun: String,
     pub(crate) seconds: f64,
@@ -24,7 +24,7 @@ pub(crate) struct Report {
 }
 
 /// One kind of client over one protocol.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Clients {
     pub(crate) kind: Kind,
@@ -37,7 +37,7 @@ pub(crate) struct Clients {
 }
 
 /// How clients use connections, and whether they try again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Kind {
     /// Each request on a connection of its own, never tried again.
@@ -51,7 +51,7 @@ pub(crate) enum Kind {
 }
 
 /// A watch that must miss and repeat nothing.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Watch {
     pub(crate) kind: Kind,
@@ -66,7 +66,7 @@ pub(crate) struct Watch {
 }
 
 /// An exec or a log that is opened again whenever it ends.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub(crate) struct Stream {
     pub(crate) kind: String,
     pub(crate) opened: u64,
@@ -75,14 +75,14 @@ pub(crate) struct Stream {
 }
 
 /// How long a stream lived.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub(crate) struct Life {
     pub(crate) seconds: f64,
     pub(crate) end: End,
 }
 
 /// What ended a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum End {
     /// Its pod was told to end.
@@ -94,14 +94,14 @@ pub(crate) enum End {
 }
 
 /// Requests that failed, the first of them in full.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 pub(crate) struct Failures {
     pub(crate) count: u64,
     pub(crate) first: Vec<Failure>,
 }
 
 /// One request that failed.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub(crate) struct Failure {
     pub(crate) at: String,
     pub(crate) verb: String,
@@ -109,7 +109,7 @@ pub(crate) struct Failure {
 }
 
 /// Changes by name, the first of them.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 pub(crate) struct Names {
     pub(crate) count: u64,
     pub(crate) first: Vec<String>,

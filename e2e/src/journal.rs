@@ -9,21 +9,20 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::table::Figure;
 use crate::Error;
 use crate::invocation::Invocation;
 use crate::layout::{Cache, Repository};
 
 /// An open file of samples.
-pub(super) struct Journal {
+pub(crate) struct Journal {
     path: PathBuf,
     file: File,
 }
 
 impl Journal {
-    /// Begins a run: `$KAAS_CACHE/bench/<date>-<commit>.jsonl`.
-    pub(super) fn begin(cache: &Cache, facts: &Facts, plan: &Value) -> Result<Self, Error> {
-        let directory = cache.root().join("bench");
+    /// Begins a run: `$KAAS_CACHE/<purpose>/<date>-<commit>.jsonl`.
+    pub(crate) fn begin(cache: &Cache, purpose: &str, facts: &Facts, plan: &Value) -> Result<Self, Error> {
+        let directory = cache.root().join(purpose);
         std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
         let name = format!("{}-{}", facts.stamp(), facts.short_commit());
         // Two runs that begin in the same second have files of their own.
@@ -43,7 +42,7 @@ impl Journal {
     }
 
     /// One line: a sample with its kind, the time and the load.
-    pub(super) fn note(&mut self, kind: &str, sample: Value) -> Result<(), Error> {
+    pub(crate) fn note(&mut self, kind: &str, sample: Value) -> Result<(), Error> {
         let mut line = json!({"kind": kind, "time": Timestamp::now().to_string(), "load": load()});
         if let (Some(line), Value::Object(sample)) = (line.as_object_mut(), sample) {
             line.extend(sample);
@@ -51,24 +50,14 @@ impl Journal {
         writeln!(self.file, "{line}").map_err(Error::io("write", &self.path))
     }
 
-    /// A figure as it is printed, beside its samples.
-    pub(super) fn figure(&mut self, figure: &Figure) -> Result<(), Error> {
-        let sample = json!({
-            "what": figure.what, "samples": figure.samples, "median": figure.median(), "p99": figure.p99(),
-            "min": figure.min(), "max": figure.max(), "met": figure.met(),
-            "target": figure.target.map(|target| target.at_most),
-        });
-        self.note("figure", sample)
-    }
-
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
 
 /// What the figures depend on besides the code.
 #[derive(Debug, Clone)]
-pub(super) struct Facts {
+pub(crate) struct Facts {
     time: Timestamp,
     commit: String,
     /// Files that differ from the commit.
@@ -83,7 +72,7 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    pub(super) fn take(repository: &Repository) -> Result<Self, Error> {
+    pub(crate) fn take(repository: &Repository) -> Result<Self, Error> {
         let git = |args: &[&str]| Invocation::new("git").args(args).directory(repository.root()).run();
         let processors = read("/proc/cpuinfo");
         let processor = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -120,7 +109,7 @@ impl Facts {
     }
 
     /// Two lines for a person. On a busy machine all times are upper bounds, and that is said.
-    pub(super) fn told(&self) -> String {
+    pub(crate) fn told(&self) -> String {
         let busy = self.load > self.cores as f64 * 0.25;
         format!(
             "commit {}, {}\n{} cores ({}), {} MiB of memory, {} free, {}, load before {:.2}{}",
@@ -138,12 +127,12 @@ impl Facts {
 }
 
 /// Load average over the last minute.
-pub(super) fn load() -> f64 {
+pub(crate) fn load() -> f64 {
     read("/proc/loadavg").split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0.0)
 }
 
 /// A line of /proc/meminfo, in bytes.
-pub(super) fn memory(line: &str) -> u64 {
+pub(crate) fn memory(line: &str) -> u64 {
     let text = read("/proc/meminfo");
     let found = text.lines().find_map(|text| text.strip_prefix(line)).unwrap_or_default();
     found.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) * 1024
