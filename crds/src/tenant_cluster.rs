@@ -230,7 +230,7 @@ pub struct Etcd {
     /// one that runs keeps its minor version. It can be changed to the next minor version, and back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
-    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,3}\\.[0-9]{1,3}\\.[0-9]{1,3}$')").message(Message::Expression(
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,3}[.][0-9]{1,3}[.][0-9]{1,3}$')").message(Message::Expression(
         "\"spec.etcd.version: '\" + self + \"' must look like 3.7.3; kubectl get kubernetesreleases lists what there is\"".into()
     )))]
     pub version: Option<String>,
