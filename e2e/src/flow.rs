@@ -168,9 +168,16 @@ const FLOWS: &[Flow] = &[
     },
 ];
 
-/// The end of the tenant that most of the others need, and of what they left to end by itself.
-const LAST: &[Flow] =
-    &[Flow { name: "deletion ends and leaves nothing", local_only: None, run: tenant::deletion_ends }];
+/// The end of the tenant that most of the others need, and of what they left to end by itself; then what has tenants of
+/// its own.
+const LAST: &[Flow] = &[
+    Flow { name: "deletion ends and leaves nothing", local_only: None, run: tenant::deletion_ends },
+    Flow {
+        name: upgrade::NAME,
+        local_only: Some("another cluster may not have both versions"),
+        run: upgrade::goes_unnoticed,
+    },
+];
 
 /// What takes longer than a person waits for a test run.
 const LONG: &[Flow] = &[
@@ -208,11 +215,6 @@ const LONG: &[Flow] = &[
         name: etcd_version::NAME,
         local_only: Some("another cluster may not have both versions"),
         run: etcd_version::there_and_back,
-    },
-    Flow {
-        name: upgrade::NAME,
-        local_only: Some("another cluster may not have both versions"),
-        run: upgrade::goes_unnoticed,
     },
     Flow {
         name: preflight::NAME,

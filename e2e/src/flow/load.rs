@@ -361,6 +361,9 @@ impl Shared {
                 None => kept.insert((self.opened(client).await?, Instant::now())),
             };
             match self.exchange(sender, method, path, body).await {
+                Ok((status, body)) if status.is_server_error() => {
+                    return Err(format!("{status}: {}", String::from_utf8_lossy(&body).trim()));
+                }
                 Ok((status, _)) => return Ok(status),
                 Err(Refusal::Unprocessed) => {
                     locked(&self.outcome).clients.entry(client).or_default().moved += 1;

@@ -108,6 +108,8 @@ impl Traffic {
     /// it has made so many requests, also when it is told to finish.
     pub(super) fn start(stage: &Stage, name: &str, at_least: u64) -> Result<Self, Error> {
         let kubectl = stage.tenant_kubectl(name)?;
+        // Names are answered before anybody is counted who asks for them.
+        kubectl.await_deployment("kube-system", "coredns", SOON)?;
         kubectl.apply(&manifest().to_string())?;
         kubectl.await_deployment(NAMESPACE, "speaker", SOON)?;
         kubectl.await_deployment(NAMESPACE, INSIDE, SOON)?;
