@@ -249,7 +249,7 @@ async fn finalizer(
     }
 }
 
-/// Sends an order to the members; leadership can only be given away by the leader itself.
+/// Sends an order to the leader: leadership can only be given away by the leader itself, and a learner refuses all of them.
 async fn order_etcd(
     client: &kube::Client,
     order: &EtcdOrder,
@@ -263,18 +263,17 @@ async fn order_etcd(
     let found = within(DEADLINE, pods.list(&ListParams::default().labels(&selector)))
         .await
         .map_err(failed("list", &Reference::namespaced(Kind::Pod, &home, "etcd")))?;
-    let leader =
-        observed.etcd.as_ref().and_then(|etcd| etcd.members.iter().find(|member| member.id == etcd.leader));
-    let addresses = found.items.iter().filter_map(etcd::member_address);
-    let addresses: Vec<String> = addresses
-        .filter(|(name, _)| {
-            !matches!(order, EtcdOrder::MoveLeader { .. })
-                || leader.is_some_and(|leader| leader.name == *name)
-        })
+    let etcd = observed.etcd.as_ref();
+    let leader = etcd.and_then(|etcd| etcd.members.iter().find(|member| member.id == etcd.leader));
+    let addresses: Vec<String> = found
+        .items
+        .iter()
+        .filter_map(etcd::member_address)
+        .filter(|(name, _)| leader.is_some_and(|leader| leader.name == *name))
         .map(|(_, address)| address)
         .collect();
     let mut connection = etcd::connect(&observed.tenant, &addresses, keyring)
         .await
-        .ok_or_else(|| Error::Etcd { what: what.clone(), message: "no member answers".into() })?;
+        .ok_or_else(|| Error::Etcd { what: what.clone(), message: "no leader answers".into() })?;
     connection.order(order).await.map_err(|error| Error::Etcd { what, message: error.to_string() })
 }
