@@ -23,6 +23,8 @@ const ACCOUNT: &str = "system:serviceaccount:default:lister";
 /// What nobody has called for so long is not called.
 const FORGOTTEN: Duration = Duration::from_secs(600);
 const LONGEST: Duration = Duration::from_secs(240);
+/// While nobody waits for the answer it is looked for every five minutes.
+const NAMED: Duration = Duration::from_secs(360);
 
 pub(super) fn the_caller_is_named(stage: &Stage) -> Result<(), Error> {
     let from = OLDER.first().ok_or_else(|| Error::Invalid("there is no older release".to_owned()))?;
@@ -49,7 +51,7 @@ fn held(stage: &Stage, lister: &Kubectl) -> Result<(), Error> {
             .ok_or_else(|| "it is not named".to_owned())
     };
     let what = format!("{ACCOUNT} to be named");
-    let found = wait::until(&what, LONGEST, Duration::from_secs(2), named, || stage.kubectl.report())?;
+    let found = wait::until(&what, NAMED, Duration::from_secs(2), named, || stage.kubectl.report())?;
     let words = ["message", "evidence", "fix"].map(|field| text(&found, &format!("/{field}")));
     say(format!("  after {:.1} s: {}", started.elapsed().as_secs_f32(), words.join("; ")));
     claim(words[1].contains("list ipaddresses, last seen 20"), || format!("the evidence is `{}`", words[1]))?;
