@@ -25,6 +25,10 @@ const METRICS_PORT: u16 = 2381;
 /// Label that the StatefulSet controller gives each pod.
 const POD_NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";
 
+/// A member that is ready for so long is found by all who look for it. An API server dials the address of before for twenty
+/// seconds; with all members restarted in that time it would have nobody to ask.
+const FOUND_SECONDS: u32 = 25;
+
 /// Volume with the data.
 const DATA: &str = "data";
 /// Where it is mounted.
@@ -129,6 +133,8 @@ pub(super) fn stateful_set(inputs: &Inputs<'_>) -> Object {
         // Members of a new cluster need each other to start.
         "podManagementPolicy": "Parallel",
         "updateStrategy": {"type": "OnDelete"},
+        // Whether the next one may be restarted is told by who is available.
+        "minReadySeconds": FOUND_SECONDS,
         "revisionHistoryLimit": 1,
         "selector": {"matchLabels": selector(ETCD)},
     });

@@ -47,7 +47,7 @@ pub fn restart(observed: &Observed) -> Option<Action> {
         let others_well = etcd.leader != 0 && voters.all(|member| member.healthy && !member.learner);
         return (others_ready && others_well && replicas > 1).then(|| delete(observed, broken));
     }
-    if health(observed) != Health::Healthy || replicas <= 1 {
+    if health(observed) != Health::Healthy || replicas <= 1 || !found(observed, replicas) {
         return None;
     }
     let leader =
@@ -60,6 +60,12 @@ pub fn restart(observed: &Observed) -> Option<Action> {
             Some(Action::Etcd(EtcdOrder::MoveLeader { to: heir.id }))
         }
     }
+}
+
+/// Whether all members are there for long enough to have been found by API servers.
+fn found(observed: &Observed, replicas: usize) -> bool {
+    let available = set(observed).map(|set| set.count("/status/availableReplicas"));
+    available.and_then(|count| usize::try_from(count).ok()).is_some_and(|count| count >= replicas)
 }
 
 /// Whether a pod does not run, and something keeps it from that.

@@ -48,14 +48,8 @@ fn a_crash_after_any_write_ends_in_the_same_world() {
 
 #[test]
 fn members_are_restarted_one_by_one_and_the_leader_last() {
-    let mut world = World::demo();
-    world.cluster.spec.etcd.replicas = 3;
-    world.settle();
+    let mut world = three_to_restart();
     world.leader = 2;
-    world.platform.registry = "mirror.example".into();
-    world.reconcile();
-    let revision = world.cluster.status.as_ref().unwrap().pending.clone().unwrap().revision;
-    world.edit(|spec| spec.accept_revision = Some(revision));
     let mut order = Vec::new();
     let mut leader_when_deleted = Vec::new();
     for _ in 0..60 {
@@ -78,8 +72,8 @@ fn members_are_restarted_one_by_one_and_the_leader_last() {
     assert_eq!(world.summary(), "Running");
 }
 
-#[test]
-fn a_member_is_not_restarted_while_another_is_down() {
+/// Three members that are to run another image.
+fn three_to_restart() -> World {
     let mut world = World::demo();
     world.cluster.spec.etcd.replicas = 3;
     world.settle();
@@ -87,6 +81,34 @@ fn a_member_is_not_restarted_while_another_is_down() {
     world.reconcile();
     let revision = world.cluster.status.as_ref().unwrap().pending.clone().unwrap().revision;
     world.edit(|spec| spec.accept_revision = Some(revision));
+    world
+}
+
+#[test]
+fn a_member_is_not_restarted_before_the_one_of_before_is_found() {
+    let mut world = three_to_restart();
+    let members = |world: &World| -> Vec<String> {
+        let members = world.pods.iter().filter(|pod| pod.component == "etcd");
+        members.map(|pod| pod.uid.clone()).collect()
+    };
+    let before = members(&world);
+    world.unfound = true;
+    for _ in 0..30 {
+        world.reconcile();
+        world.controllers();
+    }
+    assert_eq!(members(&world), before, "{}", world.summary());
+    world.unfound = false;
+    for _ in 0..60 {
+        world.reconcile();
+        world.controllers();
+    }
+    assert!(members(&world).iter().all(|member| !before.contains(member)), "{}", world.summary());
+}
+
+#[test]
+fn a_member_is_not_restarted_while_another_is_down() {
+    let mut world = three_to_restart();
     let sick = world.pods.iter_mut().find(|pod| pod.name == "etcd-1").unwrap();
     sick.ready = false;
     sick.trouble =

@@ -53,6 +53,8 @@ pub(crate) struct World {
     pub(crate) dead: Vec<String>,
     /// No node has room for another pod.
     pub(crate) cramped: bool,
+    /// No pod is ready for as long as it has to be to be available.
+    pub(crate) unfound: bool,
     /// What an API server answers that has to prove itself.
     pub(crate) trial: Result<u32, String>,
     /// What is inside the tenant that may speak against an upgrade.
@@ -160,6 +162,7 @@ impl World {
             reachable: true,
             dead: Vec::new(),
             cramped: false,
+            unfound: false,
             trial: Ok(35),
             inside_facts: Facts::default(),
             vigil: None,

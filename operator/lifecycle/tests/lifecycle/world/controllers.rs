@@ -256,6 +256,8 @@ impl World {
             "observedGeneration": live.count("/metadata/generation"),
             "replicas": pods.len(),
             "updatedReplicas": updated,
+            // Whoever is there is available, so that there are no more states than there have to be.
+            "availableReplicas": if self.unfound { 0 } else { pods.len() },
             "updateRevision": hash,
         });
         if live.get("/status") != Some(&status) {
