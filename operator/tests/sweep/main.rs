@@ -38,10 +38,10 @@ use crate::plot::{Fault, Planted, Strike, Target, draw};
 use crate::world::World;
 
 /// So many lives are on their way at once: as many as there are tenants' servers.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 9;
 
 /// So many writes of one operation go wrong.
-const TOGETHER: usize = 3;
+const TOGETHER: usize = 4;
 
 /// All tests share one world, whose connections live in one runtime.
 fn run(test: impl Future<Output = ()>) {

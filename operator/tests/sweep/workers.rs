@@ -12,7 +12,7 @@ use crate::world::World;
 use crate::{Course, assert_right, live_all, report, run, tell, undisturbed};
 
 /// So many writes of one operation go wrong.
-const TOGETHER: usize = 4;
+const TOGETHER: usize = 5;
 /// So many faults at a write whose like was met in another operation before.
 const AGAIN: usize = 2;
 /// So many pools come and go in the life of one cluster.

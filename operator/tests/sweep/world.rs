@@ -37,7 +37,7 @@ const RELEASE: &str = include_str!("../../../charts/kaas/catalogue/v1.37.1.yaml"
 const OPERATOR: &str = "system:serviceaccount:kaas-system:kaas-operator";
 
 /// So many tenants' servers run side by side. Each costs 3 s of a core and 350 MiB.
-const SLOTS: u8 = 6;
+const SLOTS: u8 = 9;
 
 /// One tenant's real API server and etcd, used by one run after the other.
 pub(crate) struct Slot {
