@@ -8,11 +8,12 @@ use crate::world::World;
 /// Lets an operator die right after its n-th write. Tells whether it had nothing left to write.
 pub(crate) fn crash_after(world: &mut World, limit: u64) -> bool {
     let mut quiet = 0;
+    let last = world.writes + limit;
     for _ in 0..100 {
-        let plan = plan(&world.observe());
+        let plan = (world.planner)(&world.observe());
         for action in plan.waves.iter().flatten() {
             world.act(action).unwrap();
-            if world.writes == limit {
+            if world.writes == last {
                 return false;
             }
         }
