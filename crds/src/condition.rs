@@ -150,6 +150,8 @@ reasons! {
     FinalizeHeld,
     /// One API server has to prove the next stage of an upgrade first.
     CanaryProving,
+    /// A snapshot of etcd's data is taken before another minor version takes its place.
+    SnapshotPending,
     /// The version of etcd that is asked for is in no KubernetesRelease.
     EtcdVersionUnknown,
     /// The version of etcd that is asked for cannot be had from what runs.

@@ -66,6 +66,8 @@ pub mod component {
     pub const KUBE_APISERVER: &str = "kube-apiserver";
     /// The one API server that proves the next stage of an upgrade, outside of the endpoint.
     pub const KUBE_APISERVER_CANARY: &str = "kube-apiserver-canary";
+    /// What saves a snapshot of etcd's data before another minor version takes its place.
+    pub const ETCD_SNAPSHOT: &str = "etcd-snapshot";
     /// What counts the callers of APIs that go, beside an API server, in its pod.
     pub const AUDIT_CALLERS: &str = "audit-callers";
     /// The tunnel's end beside each API server, in its pod.

@@ -11,6 +11,9 @@ use crate::release::{NEWEST, OLDER};
 
 pub(super) const NAME: &str = "etcd 3.6 -> 3.7 and back, of one member and of three, under load";
 
+/// Where the operator keeps what was saved before a change.
+const SNAPSHOT: &str = "data-etcd-snapshot-0";
+
 pub(super) fn there_and_back(stage: &Stage) -> Result<(), Error> {
     let old = OLDER.first().ok_or_else(|| Error::Invalid("there is no older release".to_owned()))?.etcd;
     [1, 3].into_iter().try_for_each(|members| walk(stage, members, &[old, NEWEST.etcd, old, NEWEST.etcd]))
@@ -43,23 +46,36 @@ fn walk(stage: &Stage, members: usize, versions: &[&str]) -> Result<(), Error> {
         })?;
         let read = kubectl.run(&["get", "configmap", &mark, "--output", "jsonpath={.data.etcd}"])?;
         claim(read == "known", || format!("what was written before the step reads `{read}` after it"))?;
-        let tenant = stage.tenant(&name)?;
-        let last = at(&tenant, "/status/history/0");
-        claim(at(last, "/type") == "UpgradeEtcd" && at(last, "/result") == "Succeeded", || {
-            format!("status.history of {NAMESPACE}/{name} begins with {last}")
-        })?;
         seen = seen.and(nothing_failed(&outcome));
     }
     super::chaos::remove(stage, &name)?;
     seen
 }
 
-/// Asks for this version, until every member is of it.
+/// Asks for this version, until every member is of it. What was before is kept.
 pub(super) fn change(stage: &Stage, name: &str, members: usize, version: &str) -> Result<(), Error> {
     stage.change(name, &json!({"etcd": {"version": version}}))?;
     stage.await_settled(name)?;
     scale::await_pods(stage, name, "etcd", members)?;
-    runs(stage, name, members, version)
+    runs(stage, name, members, version)?;
+    kept(stage, name)
+}
+
+/// A snapshot of before is on a volume of its own, history says where, and what took it is gone.
+fn kept(stage: &Stage, name: &str) -> Result<(), Error> {
+    let tenant = stage.tenant(name)?;
+    let last = at(&tenant, "/status/history/0");
+    let result = format!("Succeeded; the data of before is in PersistentVolumeClaim {SNAPSHOT}");
+    claim(at(last, "/type") == "UpgradeEtcd" && at(last, "/result") == result.as_str(), || {
+        format!("status.history of {NAMESPACE}/{name} begins with {last}")
+    })?;
+    let home = stage.home(name)?;
+    let get = |what: &[&str]| stage.kubectl.run(&[&["--namespace", &home, "get"], what].concat());
+    let phase = get(&["persistentvolumeclaim", SNAPSHOT, "--output", "jsonpath={.status.phase}"])?;
+    claim(phase == "Bound", || format!("PersistentVolumeClaim {SNAPSHOT} of {name} is {phase}"))?;
+    let selector = "app.kubernetes.io/name=etcd-snapshot";
+    let left = get(&["statefulsets,pods,networkpolicies", "--selector", selector, "--output", "name"])?;
+    claim(left.is_empty(), || format!("after the change of {name} there is still {left}"))
 }
 
 /// So many members vote, and each is of this version, by its own word.

@@ -47,6 +47,8 @@ pub(crate) fn basis(observed: &Observed) -> Basis<'_> {
     }
     if let Some(inputs) = &mut inputs {
         inputs.canary = next.canary.is_some();
+        inputs.snapshot =
+            revision::members(&choice.revision).is_some_and(|wanted| etcd::snapshot::due(observed, wanted));
     }
     Basis { inputs, choice: Some(choice), step: next }
 }
@@ -62,6 +64,7 @@ fn inputs<'a>(observed: &'a Observed, current: Option<&Revision>, stage: &Stage)
         watched: preflight::watched(&observed.cluster.spec, &observed.catalogue, stage.serves()),
         etcd_image: etcd::image(observed, current.and_then(revision::etcd_image), release)?,
         canary: false,
+        snapshot: false,
         platform: &observed.platform,
         alone: etcd::alone(observed),
     })

@@ -19,6 +19,7 @@ mod inside;
 mod pod;
 mod policy;
 pub mod reach;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod tunnel;
@@ -40,6 +41,7 @@ pub use self::etcd::{
     EtcdBootstrap, EtcdIdentity, SEVERAL_ELECTION_TIMEOUT, etcd_client_url, etcd_member_name, etcd_peer_url,
 };
 pub use self::inside::{tenant_objects, tenant_references};
+pub(crate) use self::snapshot::etcd_snapshot;
 pub(crate) use self::tunnel::{CLIENT, SERVER, SERVER_NAME};
 use crate::object::{Kind, Object, Reference};
 use crate::tenant::{Platform, Tenant};
@@ -63,6 +65,8 @@ pub struct Inputs<'a> {
     pub etcd_image: String,
     /// Whether one API server proves the next stage of an upgrade.
     pub canary: bool,
+    /// Whether a snapshot of etcd's data is taken.
+    pub snapshot: bool,
     /// APIs whose callers are to be known, see [`crate::upgrade::preflight::watched`].
     pub watched: BTreeSet<String>,
     /// What the platform sets for all tenants.

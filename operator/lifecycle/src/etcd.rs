@@ -12,6 +12,7 @@ mod members;
 mod memory;
 mod restart;
 mod servers;
+pub mod snapshot;
 mod step;
 mod version;
 
@@ -21,7 +22,9 @@ pub use self::memory::identity;
 pub use self::restart::{outdated, restart};
 pub use self::servers::{Servers, dialled, put_servers, servers, turned};
 pub use self::step::{Step, actions, next_step, rolls, tell};
-pub use self::version::{Series, image, let_in, order, problem, progress, put_image, series_of, under_way};
+pub use self::version::{
+    Series, ended, image, let_in, order, problem, progress, put_image, series_of, under_way,
+};
 
 /// ConfigMap that members start from.
 pub const BOOTSTRAP: &str = "etcd-bootstrap";

@@ -336,6 +336,16 @@ impl Observed {
     }
 }
 
+impl Pod {
+    /// Why it does not run, in Kubernetes' own words; `None` when nothing is known to keep it from that.
+    pub fn tell_trouble(&self, namespace: &str) -> Option<String> {
+        let trouble = self.trouble.as_ref().filter(|_| !self.ready && !self.terminating)?;
+        let text = format!("Pod {namespace}/{}: {}", self.name, trouble.reason);
+        let message: String = trouble.message.chars().take(300).collect();
+        Some(if message.is_empty() { text } else { format!("{text}: {message}") })
+    }
+}
+
 impl Live {
     /// A value of the document by JSON pointer.
     pub fn get(&self, pointer: &str) -> Option<&Value> {

@@ -19,7 +19,7 @@ use crate::etcd::{self, Health, Step};
 use crate::key_material;
 use crate::object::{Kind, Object, Reference};
 use crate::observed::{Live, Observed, Pod};
-use crate::revision::{self, Choice, Revision};
+use crate::revision::{self, Choice};
 use crate::rollout;
 use crate::upgrade::canary;
 use crate::upgrade::preflight;
@@ -74,7 +74,7 @@ pub fn plan(observed: &Observed) -> Plan {
     plan.pending = choice.pending.clone();
     plan.problems.extend(step.problem.clone());
     plan.upgrade = step.progress.clone();
-    plan.etcd = members_of(&choice.revision).and_then(|wanted| etcd::progress(observed, wanted));
+    plan.etcd = revision::members(&choice.revision).and_then(|wanted| etcd::progress(observed, wanted));
     if observed.adoptable().is_some() {
         // What is in it is not known before it is ours.
         plan.waves = vec![finalizer(observed), foundation(observed)];
@@ -90,6 +90,7 @@ pub fn plan(observed: &Observed) -> Plan {
         inside(observed, inputs.as_ref()),
     ];
     plan.waves.push(canary_actions(observed, step.canary));
+    plan.waves.push(snapshot_actions(observed, inputs.as_ref()));
     plan.waves.push(surplus(observed, inputs.as_ref()));
     plan.waves.retain(|wave| !wave.is_empty());
     if let Some(inputs) = &inputs {
@@ -118,6 +119,18 @@ fn canary_actions(observed: &Observed, wanted: Option<Object>) -> Vec<Action> {
         }
         (_, Some(live)) if !live.terminating => vec![delete(canary::reference(observed), &live.uid, None)],
         _ => Vec::new(),
+    }
+}
+
+/// What takes a snapshot, as long as one is due.
+fn snapshot_actions(observed: &Observed, inputs: Option<&Inputs<'_>>) -> Vec<Action> {
+    let due = inputs.filter(|inputs| inputs.snapshot);
+    match (due.and_then(|inputs| etcd::snapshot::object(observed, inputs)), etcd::snapshot::live(observed)) {
+        (Some(object), _) => apply(observed, object).into_iter().collect(),
+        (None, Some(live)) if !live.terminating => {
+            vec![delete(etcd::snapshot::reference(observed), &live.uid, None)]
+        }
+        (None, _) => Vec::new(),
     }
 }
 
@@ -231,7 +244,8 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
     if !actions.is_empty() {
         return actions;
     }
-    if let Some(order) = members_of(&choice.revision).and_then(|wanted| etcd::order(observed, wanted)) {
+    if let Some(order) = revision::members(&choice.revision).and_then(|wanted| etcd::order(observed, wanted))
+    {
         return vec![order];
     }
     match step {
@@ -240,11 +254,6 @@ fn workloads(observed: &Observed, choice: &Choice) -> Vec<Action> {
         None if rollout::members_may_restart(observed) => etcd::restart(observed).into_iter().collect(),
         None => Vec::new(),
     }
-}
-
-/// The members as a revision wants them.
-fn members_of(revision: &Revision) -> Option<&Object> {
-    revision.objects.iter().find(|object| object.reference.kind == Kind::StatefulSet)
 }
 
 /// API servers follow the certificate of their tunnel's server: an annotation of their pods says when it was made anew.
@@ -386,11 +395,12 @@ fn plan_deletion(observed: &Observed) -> Plan {
     plan
 }
 
-/// Seconds that a pod gets at the end of its tenant. Members unmount their volumes first. The others have nothing to
+/// Seconds that a pod gets at the end of its tenant. What has a volume unmounts it first. The others have nothing to
 /// finish for anybody and go at once: for one that is still there the namespace controller would wait half of what its
 /// template allows, which is 38 s for an API server.
 fn last_grace(pod: &Pod) -> u32 {
-    if pod.component == component::ETCD { etcd::GRACE_SECONDS } else { 0 }
+    let mounts = [component::ETCD, component::ETCD_SNAPSHOT].contains(&pod.component.as_str());
+    if mounts { etcd::GRACE_SECONDS } else { 0 }
 }
 
 fn delete(reference: Reference, uid: &str, grace: Option<u32>) -> Action {

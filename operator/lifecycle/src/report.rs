@@ -1,8 +1,6 @@
 //! The report: from facts, plan and outcome to status. It says what is, why, and who must act; it stores nothing
 //! that could be observed again, and it says the same thing twice in the same words, so that nothing is written twice.
 
-use std::fmt::Write as _;
-
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kaas_crds::condition::{ConditionType, Reason};
@@ -184,6 +182,7 @@ fn result(observed: &Observed, done: &Operation) -> String {
     let text = match refused {
         Some(refused) if refused.served => format!("RolledBack: {}", refused.evidence),
         Some(refused) => format!("Refused: {}", refused.evidence),
+        None if done.kind == OperationType::UpgradeEtcd => etcd::ended(observed, &done.target),
         None => SUCCEEDED.into(),
     };
     text.chars().take(256).collect()
@@ -311,15 +310,8 @@ fn available(observed: &Observed, created: bool) -> Verdict {
 
 /// The first pod that cannot start, in Kubernetes' own words.
 fn trouble(observed: &Observed) -> Option<String> {
-    observed.pods.iter().filter(|pod| !pod.ready && !pod.terminating).find_map(|pod| {
-        let trouble = pod.trouble.as_ref()?;
-        let mut text =
-            format!("Pod {}/{}: {}", observed.tenant.control_plane_namespace(), pod.name, trouble.reason);
-        if !trouble.message.is_empty() {
-            let _ = write!(text, ": {}", trouble.message.chars().take(300).collect::<String>());
-        }
-        Some(text)
-    })
+    let home = observed.tenant.control_plane_namespace();
+    observed.pods.iter().find_map(|pod| pod.tell_trouble(&home))
 }
 
 fn etcd_healthy(observed: &Observed, created: bool) -> Verdict {

@@ -141,6 +141,11 @@ pub fn rendering_id(rendering: &[Object]) -> String {
     id(&objects)
 }
 
+/// etcd's members as a revision wants them.
+pub fn members(revision: &Revision) -> Option<&Object> {
+    revision.objects.iter().find(|object| object.reference.kind == Kind::StatefulSet)
+}
+
 /// Image of etcd in a revision.
 pub fn etcd_image(revision: &Revision) -> Option<&str> {
     image(revision, component::ETCD)

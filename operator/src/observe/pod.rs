@@ -43,7 +43,10 @@ fn condition<'a>(
 const ORDINARY: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 
 fn trouble(pod: &Pod) -> Option<Trouble> {
-    let waiting = pod.status.as_ref()?.container_statuses.iter().flatten().find_map(|container| {
+    let status = pod.status.as_ref()?;
+    // Those that run before the others come first: while one of them fails the others merely wait.
+    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let waiting = containers.into_iter().find_map(|container| {
         let waiting = container.state.as_ref()?.waiting.as_ref()?;
         let reason = waiting.reason.as_ref().filter(|reason| !ORDINARY.contains(&reason.as_str()))?;
         let ended = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
@@ -63,4 +66,26 @@ fn trouble(pod: &Pod) -> Option<Trouble> {
             message: unscheduled.message.clone().unwrap_or_default(),
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_before_the_others_start_is_the_trouble() {
+        let waits = |name: &str, reason: &str| {
+            serde_json::json!({
+                "name": name, "image": "", "imageID": "", "ready": false, "restartCount": 1,
+                "state": {"waiting": {"reason": reason}},
+                "lastState": {"terminated": {"exitCode": 3}},
+            })
+        };
+        let pod = serde_json::from_value(serde_json::json!({"status": {
+            "initContainerStatuses": [waits("save", "CrashLoopBackOff"), waits("restore", "PodInitializing")],
+            "containerStatuses": [waits("etcd", "PodInitializing")],
+        }}));
+        let message = "container save ended with exit code 3".to_owned();
+        assert_eq!(trouble(&pod.unwrap()), Some(Trouble { reason: "CrashLoopBackOff".into(), message }));
+    }
 }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kaas_crds::name::component::ETCD;
+use kaas_crds::tenant_cluster::PersistentStorage;
 use serde_json::{Value, json};
 
 use super::pod::{Container, Pod, Probes, Resources, field_variable, key_file, key_mount, key_volume};
@@ -20,7 +21,7 @@ pub(super) const CLIENT_PORT: u16 = 2379;
 /// Port for peers, likewise.
 pub(super) const PEER_PORT: u16 = 2380;
 /// Port for probes and metrics, plain HTTP: kubelets have no certificate. No network policy opens it.
-const METRICS_PORT: u16 = 2381;
+pub(super) const METRICS_PORT: u16 = 2381;
 
 /// Label that the StatefulSet controller gives each pod.
 const POD_NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";
@@ -30,11 +31,11 @@ const POD_NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";
 const FOUND_SECONDS: u32 = 25;
 
 /// Volume with the data.
-const DATA: &str = "data";
+pub(super) const DATA: &str = "data";
 /// Where it is mounted.
-const DATA_MOUNT: &str = "/var/lib/etcd";
+pub(super) const DATA_MOUNT: &str = "/var/lib/etcd";
 /// A folder in the volume: the volume's own root may have a `lost+found`, and is not of mode 0700.
-const DATA_DIRECTORY: &str = "/var/lib/etcd/data";
+pub(super) const DATA_DIRECTORY: &str = "/var/lib/etcd/data";
 
 /// Size of the data at which etcd takes no more writes, said explicitly: etcd's own default.
 const QUOTA: u64 = 2 << 30;
@@ -141,30 +142,12 @@ pub(super) fn stateful_set(inputs: &Inputs<'_>) -> Object {
     if let Some(spec) = spec.as_object_mut() {
         match &etcd.storage.persistent {
             Some(storage) => {
-                let mut claim = json!({
-                    "accessModes": ["ReadWriteOnce"],
-                    "volumeMode": "Filesystem",
-                    "resources": {"requests": {"storage": storage.size}},
-                });
-                if let (Some(claim), Some(class)) = (claim.as_object_mut(), &storage.storage_class_name) {
-                    claim.insert("storageClassName".into(), class.clone().into());
-                }
-                let claim = json!({
-                    "apiVersion": "v1",
-                    "kind": "PersistentVolumeClaim",
-                    "metadata": {"name": DATA, "labels": stable_labels(ETCD)},
-                    "spec": claim,
-                });
-                spec.insert("volumeClaimTemplates".into(), json!([claim]));
+                spec.insert("volumeClaimTemplates".into(), json!([claim_template(storage, ETCD)]));
                 // A removed member's data must never come back: it would rejoin as somebody it no longer is. But who
                 // deletes the StatefulSet by mistake gets it back with its data; the namespace takes all with it.
-                let policy = json!({"whenDeleted": "Retain", "whenScaled": "Delete"});
-                spec.insert("persistentVolumeClaimRetentionPolicy".into(), policy);
+                spec.insert("persistentVolumeClaimRetentionPolicy".into(), retention("Delete"));
             }
-            None => {
-                let limit = kaas_crds::Quantity::gibibytes((QUOTA >> 30) * VOLUME_PER_QUOTA);
-                volumes.push(json!({"name": DATA, "emptyDir": {"sizeLimit": limit}}));
-            }
+            None => volumes.push(data_in_pod(DATA)),
         }
         let pod = Pod {
             component: ETCD,
@@ -176,6 +159,35 @@ pub(super) fn stateful_set(inputs: &Inputs<'_>) -> Object {
         spec.insert("template".into(), pod.template(inputs));
     }
     inputs.object(Kind::StatefulSet, ETCD, ETCD, json!({"spec": spec}))
+}
+
+/// One claim a pod, as large as a member's.
+pub(super) fn claim_template(storage: &PersistentStorage, component: &str) -> Value {
+    let mut claim = json!({
+        "accessModes": ["ReadWriteOnce"],
+        "volumeMode": "Filesystem",
+        "resources": {"requests": {"storage": storage.size}},
+    });
+    if let (Some(claim), Some(class)) = (claim.as_object_mut(), &storage.storage_class_name) {
+        claim.insert("storageClassName".into(), class.clone().into());
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": DATA, "labels": stable_labels(component)},
+        "spec": claim,
+    })
+}
+
+/// What becomes of claims: they outlive their StatefulSet.
+pub(super) fn retention(when_scaled: &str) -> Value {
+    json!({"whenDeleted": "Retain", "whenScaled": when_scaled})
+}
+
+/// A volume of a pod that has room for a member's data, and goes with the pod.
+pub(super) fn data_in_pod(name: &str) -> Value {
+    let limit = kaas_crds::Quantity::gibibytes((QUOTA >> 30) * VOLUME_PER_QUOTA);
+    json!({"name": name, "emptyDir": {"sizeLimit": limit}})
 }
 
 fn container(inputs: &Inputs<'_>) -> Container {

@@ -127,11 +127,7 @@ impl Container {
                 // ever needed: it stops a runaway before its neighbours pay for it.
                 "limits": {"memory": self.memory_limit},
             },
-            "securityContext": {
-                "allowPrivilegeEscalation": false,
-                "readOnlyRootFilesystem": true,
-                "capabilities": {"drop": ["ALL"]},
-            },
+            "securityContext": confinement(),
             "startupProbe": {
                 "httpGet": {"path": alive, "port": port, "scheme": scheme},
                 "periodSeconds": 1,
@@ -164,6 +160,27 @@ impl Container {
         }
         container
     }
+}
+
+/// A container that ends, before the pod's own begin.
+pub(super) fn step(name: &str, image: &str, command: Vec<String>, mounts: Vec<Value>) -> Value {
+    json!({
+        "name": name,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": command,
+        "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "4Gi"}},
+        "securityContext": confinement(),
+        "volumeMounts": mounts,
+    })
+}
+
+fn confinement() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "capabilities": {"drop": ["ALL"]},
+    })
 }
 
 /// A volume with these files of these Secrets, and no others: a component sees only the keys that it needs.

@@ -3,7 +3,9 @@
 //! Probes need no rule: traffic from the node that a pod runs on is always allowed. API servers have no way to
 //! workers, webhooks or aggregated APIs: what runs there is reached by the tunnel, whose agents dial in.
 
-use kaas_crds::name::component::{ETCD, KUBE_APISERVER, KUBE_APISERVER_CANARY, KUBE_CONTROLLERS};
+use kaas_crds::name::component::{
+    ETCD, ETCD_SNAPSHOT, KUBE_APISERVER, KUBE_APISERVER_CANARY, KUBE_CONTROLLERS,
+};
 use serde_json::{Value, json};
 
 use super::addons::AGENT_PORT;
@@ -29,6 +31,16 @@ pub(super) fn policies(inputs: &Inputs<'_>) -> Vec<Object> {
     if inputs.canary {
         etcd_clients.push(pods(KUBE_APISERVER_CANARY));
     }
+    // It asks a member for its data, and serves nobody.
+    let snapshot = inputs.snapshot.then(|| {
+        etcd_clients.push(pods(ETCD_SNAPSHOT));
+        let spec = json!({
+            "podSelector": {"matchLabels": selector(ETCD_SNAPSHOT)},
+            "policyTypes": ["Ingress", "Egress"],
+            "egress": [{"to": [pods(ETCD)], "ports": [tcp(CLIENT_PORT)]}, dns()],
+        });
+        policy(inputs, ETCD_SNAPSHOT, ETCD_SNAPSHOT, spec)
+    });
     etcd_clients.extend(operator.clone());
     // Beside the API agents of workers come in, from anywhere too. The tunnel's servers ask the API whose a token is:
     // any API server that is ready, as their own is not when they start.
@@ -100,6 +112,7 @@ pub(super) fn policies(inputs: &Inputs<'_>) -> Vec<Object> {
         ),
     ];
     policies.extend(canary);
+    policies.extend(snapshot);
     policies
 }
 

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::difference::describe;
 use crate::endpoint::Endpoint;
+use crate::etcd::Series;
 
 /// Everything that inputs borrow.
 #[derive(Clone, Debug)]
@@ -113,6 +114,7 @@ impl World {
             emulated: None,
             etcd_image: self.platform.image(&self.release.etcd.image),
             canary: false,
+            snapshot: false,
             watched: self.watched.clone(),
             platform: &self.platform,
             alone: self.alone,
@@ -134,11 +136,18 @@ impl World {
         )
     }
 
+    /// What saves a snapshot of the second member.
+    fn snapshot(&self) -> Option<Object> {
+        let inputs = self.inputs();
+        etcd_snapshot(&inputs, &inputs.etcd_image, Series::of(&self.release.etcd.version)?, 1)
+    }
+
     /// Every object there is, those inside the tenant too.
     fn all(&self) -> Vec<Object> {
         let mut all = vec![namespace(&self.tenant)];
         all.extend(self.surroundings());
         all.extend(self.workloads());
+        all.extend(self.snapshot());
         all.extend(tenant_objects(&self.inputs(), &["10.77.0.1".parse().unwrap()], 30443));
         all
     }
@@ -238,6 +247,7 @@ fn a_large_cluster_differs_from_a_small_one() {
     Deployment kube-controllers: spec.template.spec.containers[kube-controller-manager].image: registry.k8s.io/kube-controller-manager:v1.37.1 -> mirror.example/kube-controller-manager:v1.37.1
     Deployment kube-controllers: spec.template.spec.containers[kube-scheduler].image: registry.k8s.io/kube-scheduler:v1.37.1 -> mirror.example/kube-scheduler:v1.37.1
     Deployment kube-controllers: + spec.template.spec.priorityClassName=kaas-control-plane
+    StatefulSet etcd-snapshot: new
     Service konnectivity-server: gone
     "#);
 }
@@ -317,6 +327,7 @@ fn a_change_reaches_what_it_is_about() {
     StatefulSet etcd: + --quota-backend-bytes=268435456
     StatefulSet etcd: - spec.template.spec.volumes[data]
     StatefulSet etcd: + spec.volumeClaimTemplates=[{"apiVersion":"v1","kind":"PersistentVolumeClaim","metadata":{"labels":{"app.kubernetes.io/managed-by":"kaas","app.k...
+    StatefulSet etcd-snapshot: new
 
     other networks:
     Deployment kube-apiserver: - --service-account-issuer=https://kubernetes.default.svc.cluster.local
@@ -348,6 +359,36 @@ fn a_change_reaches_what_it_is_about() {
     an existing cluster:
     ConfigMap etcd-identity: new
     "#);
+}
+
+#[test]
+fn a_snapshot_is_saved_made_into_data_and_run() {
+    assert_eq!(World::small().snapshot(), None, "there is nothing to keep it on");
+    let world = World::large();
+    let set = world.snapshot().unwrap().content;
+    let pod = set.pointer("/spec/template/spec").unwrap();
+    let containers = ["initContainers", "containers"].map(|kind| pod[kind].as_array().unwrap().clone());
+    let commands: Vec<String> = containers
+        .iter()
+        .flatten()
+        .map(|container| {
+            serde_json::from_value::<Vec<String>>(container["command"].clone()).unwrap().join(" ")
+        })
+        .collect();
+    insta::assert_snapshot!(commands.join("\n"), @"
+    etcdctl snapshot save /var/lib/snapshot/3.7.db --endpoints=https://etcd-1.etcd.kaas-5f0c6f0e-uid.svc:2379 --cacert=/etc/kubernetes/pki/etcd-ca.crt --cert=/etc/kubernetes/pki/server.crt --key=/etc/kubernetes/pki/server.key
+    etcdutl snapshot restore /var/lib/snapshot/3.7.db --data-dir=/var/lib/etcd/data
+    etcd --data-dir=/var/lib/etcd/data --listen-client-urls=http://127.0.0.1:2379 --advertise-client-urls=http://localhost:2379 --listen-peer-urls=http://127.0.0.1:2380 --listen-metrics-urls=http://0.0.0.0:2381
+    ");
+    // It is let out to members and to names, and nobody is let in.
+    let inputs = Inputs { snapshot: true, ..world.inputs() };
+    let policies = super::policy::policies(&inputs);
+    let named = |name: &str| policies.iter().find(|policy| policy.reference.name == name).unwrap();
+    let own = &named("etcd-snapshot").content["spec"];
+    assert_eq!((own.get("ingress"), own["egress"].as_array().unwrap().len()), (None, 2));
+    assert!(named("etcd").content.to_string().contains(r#""etcd-snapshot""#));
+    let without = super::policy::policies(&world.inputs());
+    assert!(without.iter().all(|policy| !policy.content.to_string().contains("etcd-snapshot")));
 }
 
 #[test]

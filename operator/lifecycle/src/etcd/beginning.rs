@@ -6,12 +6,18 @@
 use kaas_crds::Reason;
 use kaas_crds::status::Owner;
 
+use super::snapshot;
 use crate::observed::Observed;
 use crate::revision;
 use crate::upgrade;
 use crate::upgrade::stage::amiss;
 use crate::upgrade::step::Progress;
 use crate::upgrade::window::{Admission, admission};
+
+/// Whether a change may begin: nothing keeps it, and a snapshot is there.
+pub(super) fn now(observed: &Observed) -> bool {
+    wait(observed, "").is_none() && snapshot::saved(observed)
+}
 
 /// What keeps a change that leads to this version from beginning.
 pub(super) fn wait(observed: &Observed, target: &str) -> Option<Progress> {

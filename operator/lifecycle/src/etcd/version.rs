@@ -18,11 +18,11 @@ use kaas_crds::status::Owner;
 use kaas_crds::{KubernetesReleaseSpec, Reason};
 use serde_json::Value;
 
-use super::beginning;
 use super::health::{Health, health};
 use super::members::set;
 use super::restart::known;
 use super::step::next_step;
+use super::{beginning, snapshot};
 use crate::action::{Action, EtcdOrder};
 use crate::object::{Kind, Object};
 use crate::observed::{Member, Observed};
@@ -180,9 +180,7 @@ fn may_take(observed: &Observed, runs: Series, wanted: Series) -> bool {
     let near = runs.is_near(wanted);
     match (health, wanted > runs) {
         (Health::Healthy | Health::Degraded(_), _) if near && same => true,
-        (Health::Healthy, true) => {
-            near && known(observed) && beginning::wait(observed, &wanted.to_string()).is_none()
-        }
+        (Health::Healthy, true) => near && known(observed) && beginning::now(observed),
         (Health::Healthy | Health::Degraded(_), false) => near && is_readable(observed, wanted),
         _ => false,
     }
@@ -226,6 +224,18 @@ pub fn under_way(observed: &Observed) -> bool {
     lowering(observed).is_some() || image.is_some() && members(observed).any(other)
 }
 
+/// Whether the StatefulSet has another minor version than a revision wants.
+pub(super) fn held(observed: &Observed, wanted: &Object) -> bool {
+    let applied = applied(observed).and_then(Series::of_image);
+    applied.is_some() && series_of(&wanted.content).is_some_and(|wanted| Some(wanted) != applied)
+}
+
+/// The image that the StatefulSet has, and its minor version.
+pub(super) fn running(observed: &Observed) -> Option<(&str, Series)> {
+    let image = applied(observed)?;
+    Some((image, Series::of_image(image)?))
+}
+
 /// What etcd has to be told before members get the image that is wanted.
 pub fn order(observed: &Observed, wanted: &Object) -> Option<Action> {
     let wanted = series_of(&wanted.content)?;
@@ -237,7 +247,7 @@ pub fn order(observed: &Observed, wanted: &Object) -> Option<Action> {
         // A change of mind.
         Some(target) if target < wanted && newest >= wanted => Some(Action::Etcd(EtcdOrder::CancelDowngrade)),
         None if wanted < newest && newest.is_near(wanted) && !is_readable(observed, wanted) => {
-            let now = under_way(observed) || beginning::wait(observed, &wanted.to_string()).is_none();
+            let now = under_way(observed) || beginning::now(observed);
             now.then(|| Action::Etcd(EtcdOrder::EnableDowngrade { version: wanted.to_string() }))
         }
         _ => None,
@@ -257,21 +267,35 @@ pub fn progress(observed: &Observed, wanted: &Object) -> Option<Progress> {
     let series = Series::of_image(image)?;
     let entry = entries(observed).find(|etcd| path(image) == path(&observed.platform.image(&etcd.image)));
     let target = entry.map_or_else(|| series.to_string(), |etcd| etcd.version.clone());
-    let held = applied(observed).and_then(Series::of_image)? != series;
+    let held = held(observed, wanted);
     match (under_way(observed), held) {
         (true, _) => {}
         (false, true) => {
             if let Some(waiting) = beginning::wait(observed, &target) {
                 return Some(waiting);
             }
+            if !snapshot::saved(observed) {
+                return snapshot::progress(observed, target);
+            }
         }
         (false, false) => return None,
     }
     let all = members(observed).count();
     let there = members(observed).filter(|member| Series::of(&member.version) == Some(series)).count();
-    let step = match lowering(observed) {
+    let mut step = match lowering(observed) {
         Some(to) if held => format!("members lower the format of their data to that of {to}"),
         _ => format!("{there} of {all} members run {target}"),
     };
+    if !snapshot::kept(observed) {
+        step = format!("{step}; {}", snapshot::remains(observed));
+    }
     Some(Progress { target, step, waiting: None, until: None })
+}
+
+/// How a change that led to this version ended.
+pub fn ended(observed: &Observed, target: &str) -> String {
+    match running(observed) {
+        Some((_, runs)) if Series::of(target) != Some(runs) => format!("TakenBack: etcd stays at {runs}"),
+        _ => format!("Succeeded; {}", snapshot::remains(observed)),
+    }
 }

@@ -8,10 +8,10 @@ use serde_json::json;
 use crate::membership::settle_with_quorum;
 use crate::world::{World, release};
 
-const NEW: &str = "3.7.3";
-const OLD: &str = "3.6.16";
+pub(crate) const NEW: &str = "3.7.3";
+pub(crate) const OLD: &str = "3.6.16";
 
-fn world(members: i32) -> World {
+pub(crate) fn world(members: i32) -> World {
     world_of("v1.37.1", members)
 }
 
@@ -31,11 +31,11 @@ fn world_of(version: &str, members: i32) -> World {
     world
 }
 
-fn ask(world: &mut World, version: Option<&str>) {
+pub(crate) fn ask(world: &mut World, version: Option<&str>) {
     world.edit(|spec| spec.etcd.version = version.map(str::to_owned));
 }
 
-fn minors(world: &World) -> Vec<u32> {
+pub(crate) fn minors(world: &World) -> Vec<u32> {
     let members = world.pods.iter().filter(|pod| pod.component == "etcd");
     members.map(|pod: &Pod| world.minors[&pod.template_hash]).collect()
 }
@@ -115,7 +115,7 @@ fn what_cannot_be_had_is_a_problem_and_nothing_is_done() {
 }
 
 /// What was told, a line each time that it is told otherwise.
-fn told(world: &mut World, seconds: usize) -> Vec<String> {
+pub(crate) fn told(world: &mut World, seconds: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for _ in 0..seconds {
         world.reconcile();
@@ -135,6 +135,7 @@ fn the_way_back_of_a_lone_member_is_told() {
     world.settle();
     ask(&mut world, Some(OLD));
     insta::assert_snapshot!(told(&mut world, 60).join("\n"), @"
+    etcd goes to 3.6.16: a snapshot of the data is saved by etcd 3.7 first, and seen to start
     etcd goes to 3.6.16: 0 of 1 members run 3.6.16: etcd 0 of 1 ready
     etcd goes to 3.6.16: 0 of 2 members run 3.6.16; etcd-0 catches up and is promoted
     etcd goes to 3.6.16: 1 of 2 members run 3.6.16; the leadership moves to one that stays when API servers dial no other; etcd-1 is removed next
@@ -164,7 +165,7 @@ fn it_begins_in_a_window_and_goes_on_when_that_closes() {
         assert_eq!(operation.kind, OperationType::UpgradeEtcd);
         assert_eq!(operation.waiting.unwrap().reason, "WaitingForWindow");
         assert_eq!((&world.pods, world.lowered), (&pods, None));
-        world.now = "2026-06-01T02:59:58Z".parse().unwrap();
+        world.now = "2026-06-01T02:59:56Z".parse().unwrap();
         settle_with_quorum(&mut world);
         assert_eq!((minors(&world), world.summary()), (vec![minor; 3], "Running"), "{end}");
     }
@@ -207,5 +208,11 @@ fn etcd_that_is_on_its_way_is_not_interrupted() {
     let began = lines.iter().position(|line| line.starts_with("Upgrading")).unwrap();
     assert!(lines[began..].iter().all(|line| line.starts_with("Upgrading")), "{lines:?}");
     let history = &world.cluster.status.as_ref().unwrap().history;
-    assert_eq!((history[0].kind, history[0].result.as_str()), (OperationType::UpgradeEtcd, "Succeeded"));
+    assert_eq!(
+        (history[0].kind, history[0].result.as_str()),
+        (
+            OperationType::UpgradeEtcd,
+            "Succeeded; the data of before is in PersistentVolumeClaim data-etcd-snapshot-0"
+        )
+    );
 }

@@ -5,6 +5,7 @@ mod anything;
 mod breaches;
 mod creation;
 mod deletion;
+mod etcd_snapshot;
 mod etcd_version;
 mod membership;
 mod model;

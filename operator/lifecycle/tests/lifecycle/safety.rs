@@ -1,6 +1,9 @@
 //! What must never happen, whatever happens.
 
+use std::sync::Arc;
+
 use jiff::SignedDuration;
+use kaas_lifecycle::object::{Kind, Reference};
 use kaas_lifecycle::plan::plan;
 
 use crate::world::World;
@@ -8,11 +11,12 @@ use crate::world::World;
 /// Lets an operator die right after its n-th write. Tells whether it had nothing left to write.
 pub(crate) fn crash_after(world: &mut World, limit: u64) -> bool {
     let mut quiet = 0;
+    let last = world.writes + limit;
     for _ in 0..100 {
-        let plan = plan(&world.observe());
+        let plan = (world.planner)(&world.observe());
         for action in plan.waves.iter().flatten() {
             world.act(action).unwrap();
-            if world.writes == limit {
+            if world.writes == last {
                 return false;
             }
         }
@@ -135,6 +139,30 @@ fn other_data_is_never_ready_and_never_touched() {
     assert_eq!(world.condition("Ready"), ("False".into(), "DataLost".into()));
     assert_eq!(world.condition("EtcdHealthy"), ("False".into(), "DataLost".into()));
     assert_eq!(world.writes, writes, "nothing is made anew unasked");
+}
+
+#[test]
+fn restored_data_is_taken_when_somebody_says_that_it_is_the_right_one() {
+    for members in [1, 3] {
+        let mut world = World::demo();
+        world.cluster.spec.etcd.replicas = members;
+        world.settle();
+        world.etcd_id = 0xdef;
+        world.now += SignedDuration::from_mins(1);
+        world.settle();
+        let lost = world.cluster.status.as_ref().unwrap();
+        let told = lost.conditions.iter().find(|condition| condition.type_ == "EtcdHealthy").unwrap();
+        assert!(told.message.contains("etcd answers as cluster def"), "{}", told.message);
+        let home = world.tenant().control_plane_namespace();
+        let identity = Reference::namespaced(Kind::ConfigMap, home, "etcd-identity");
+        let live = Arc::make_mut(world.objects.get_mut(&identity).unwrap());
+        live.content["data"]["cluster-id"] = "def".into();
+        live.resource_version = "said".into();
+        let (pods, volumes) = (world.pods.clone(), live.content["data"].clone());
+        world.settle();
+        assert_eq!((world.summary(), &world.pods), ("Running", &pods), "{members} members");
+        assert_eq!(world.objects[&identity].content["data"], volumes, "{members} members");
+    }
 }
 
 #[test]

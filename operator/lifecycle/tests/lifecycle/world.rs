@@ -49,7 +49,7 @@ pub(crate) struct World {
     pub(crate) members: Vec<Member>,
     /// Whether the API answers through the endpoint when its pods are ready.
     pub(crate) reachable: bool,
-    /// Pods of Deployments whose template has one of these words never start.
+    /// Pods whose template has one of these words never start.
     pub(crate) dead: Vec<String>,
     /// No node has room for another pod.
     pub(crate) cramped: bool,
@@ -452,7 +452,7 @@ impl World {
                 }
             }
             _ => {
-                if reference.kind == Kind::Deployment {
+                if matches!(reference.kind, Kind::Deployment | Kind::StatefulSet) {
                     self.pods
                         .iter_mut()
                         .filter(|pod| pod.component == reference.name)

@@ -151,6 +151,7 @@ fn audit_flags(directory: &Path, port: u16) -> Vec<String> {
         emulated: None,
         etcd_image: String::new(),
         canary: false,
+        snapshot: false,
         watched: BTreeSet::from_iter(next().removes),
         platform: &platform,
         alone: true,

@@ -194,12 +194,13 @@ impl World {
             self.minors.insert(hash.clone(), minor);
         }
         let component = reference.name.clone();
+        let template = live.get("/spec/template").unwrap().to_string();
         if set {
             for index in first..first + wanted {
                 let name = format!("{component}-{index}");
                 self.claim(&live, &name);
                 if !self.pods.iter().any(|pod| pod.name == name) {
-                    self.start(name, &component, &hash);
+                    self.start(name, &component, &hash, &template);
                 }
             }
             let surplus = |pod: &Pod| {
@@ -226,18 +227,7 @@ impl World {
             let surplus = new.get(wanted).map(|pod| pod.uid.clone());
             if fresh < wanted && fresh + old.len() <= wanted {
                 let name = format!("{component}-{}", self.next());
-                self.start(name, &component, &hash);
-                let template = live.get("/spec/template").unwrap().to_string();
-                if self.dead.iter().any(|word| template.contains(word)) {
-                    let trouble =
-                        Trouble { reason: "ImagePullBackOff".into(), message: "no such image".into() };
-                    self.pods.last_mut().unwrap().trouble = Some(trouble);
-                }
-                if self.cramped {
-                    let trouble = Trouble { reason: "Unschedulable".into(), message: "0/1 nodes".into() };
-                    let pod = self.pods.last_mut().unwrap();
-                    (pod.placed, pod.placed_at, pod.trouble) = (false, None, Some(trouble));
-                }
+                self.start(name, &component, &hash, &template);
                 let image = live.text("/spec/template/spec/containers/0/image");
                 let version = image.rsplit_once(':').unwrap().1.to_owned();
                 self.servers.insert(hash.clone(), version);
@@ -303,20 +293,27 @@ impl World {
         }
     }
 
-    fn start(&mut self, name: String, component: &str, hash: &str) {
+    fn start(&mut self, name: String, component: &str, hash: &str, template: &str) {
         let uid = format!("pod-{}", self.next());
+        let dead = self.dead.iter().any(|word| template.contains(word));
+        let trouble = match (self.cramped, dead) {
+            (true, _) => Some(("Unschedulable", "0/1 nodes")),
+            (false, true) => Some(("ImagePullBackOff", "no such image")),
+            (false, false) => None,
+        };
         self.pods.push(Pod {
             name,
             uid,
             component: component.into(),
             template_hash: hash.into(),
             created: self.now,
-            placed: true,
-            placed_at: Some(self.now),
+            placed: !self.cramped,
+            placed_at: (!self.cramped).then_some(self.now),
             ready: false,
             terminating: false,
             grace: 0,
-            trouble: None,
+            trouble: trouble
+                .map(|(reason, message)| Trouble { reason: reason.into(), message: message.into() }),
         });
     }
 }
