@@ -20,7 +20,7 @@ use kaas_crds::name::component;
 use serde_json::Value;
 
 use super::LONE_PLACES;
-use super::members::{index, index_of};
+use super::members::{index, index_of, members};
 use super::restart::{known, outdated};
 use crate::desired::{ETCD_SERVERS_FLAG, etcd_member_name, etcd_servers};
 use crate::object::{Kind, Object};
@@ -43,12 +43,27 @@ impl Servers {
     }
 }
 
-/// What API servers should dial now.
+/// What API servers should dial now. Of members that join they learn when all of those vote, and while nobody is heard they
+/// dial whom they dial: a guess would roll them for nothing.
 pub fn servers(observed: &Observed) -> Servers {
-    match stays(observed) {
-        Some(index) => Servers::Lone(index),
-        None => Servers::at_first(observed.cluster.spec.etcd.replicas),
+    let stays = stays(observed).map(Servers::Lone);
+    let wanted = stays.unwrap_or_else(|| Servers::at_first(observed.cluster.spec.etcd.replicas));
+    dialled(observed).filter(|_| stays.is_none() && !vote(observed, wanted)).unwrap_or(wanted)
+}
+
+/// Whether all of them are known to vote.
+fn vote(observed: &Observed, servers: Servers) -> bool {
+    let voters: Vec<i32> = voters(observed).map(|(index, _)| index).collect();
+    match servers {
+        Servers::Lone(index) => voters.contains(&index),
+        Servers::Several(count) => (0..count).all(|index| voters.contains(&index)),
     }
+}
+
+/// Number and ID of each member that votes.
+fn voters(observed: &Observed) -> impl Iterator<Item = (i32, u64)> {
+    let members = observed.etcd.iter().flat_map(|etcd| &etcd.members);
+    members.filter(|member| !member.learner).filter_map(|member| Some((index(member)?, member.id)))
 }
 
 /// What API servers dial, those included that are about to be started.
@@ -101,11 +116,7 @@ pub fn put_servers(observed: &Observed, mut object: Object) -> Object {
 /// It is one that runs what it should, if there is one; then the one that API servers dial already; then the leader.
 pub(super) fn stays(observed: &Observed) -> Option<i32> {
     let replicas = observed.cluster.spec.etcd.replicas;
-    let members = observed.etcd.iter().flat_map(|etcd| &etcd.members);
-    let voters: Vec<_> = members
-        .filter(|member| !member.learner)
-        .filter_map(|member| Some((index(member)?, member.id)))
-        .collect();
+    let voters: Vec<_> = voters(observed).collect();
     let outdated: Vec<i32> = outdated(observed).iter().filter_map(|pod| index_of(&pod.name)).collect();
     let dialled = dialled(observed);
     let lone = matches!(dialled, Some(Servers::Lone(_)));
@@ -123,7 +134,8 @@ pub(super) fn stays(observed: &Observed) -> Option<i32> {
         (Some((index, _)), _) => Some(*index),
         // Nobody was heard.
         (None, Some(Servers::Lone(index))) => Some(index),
-        (None, _) => Some(0),
+        (None, Some(Servers::Several(_))) => None,
+        (None, None) => members(observed).first().copied(),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::action::EtcdOrder;
 use crate::etcd::{Places, Series, Servers, dialled, quorum, series_of};
 use crate::object::Kind;
 use crate::observed::{self, Observed};
+use crate::rollout;
 
 /// Name of a member's volume claim is this and its name.
 const CLAIM: &str = "data-";
@@ -17,6 +18,8 @@ pub(super) struct Members {
     known: Option<Vec<Member>>,
     /// The only member that API servers know, if they know but one.
     dialled: Option<i32>,
+    /// API servers are being replaced: those that go may dial members that the others do not know any more.
+    turning: bool,
     /// The minor version that a member has which starts now.
     image: Option<Series>,
 }
@@ -44,7 +47,9 @@ impl Members {
             _ => None,
         };
         let image = observed.live(Kind::StatefulSet, component::ETCD).and_then(|set| series_of(&set.content));
-        Members { known: members, dialled, image }
+        let turning = observed.live(Kind::Deployment, component::KUBE_APISERVER).is_some()
+            && !rollout::settled(observed, component::KUBE_APISERVER);
+        Members { known: members, dialled, turning, image }
     }
 
     /// Whether the pod is that of a voter, as far as is known.
@@ -90,6 +95,9 @@ impl Members {
                 if leaving.voter {
                     if leaving.healthy && self.dialled.is_some() && index(&leaving.name) == self.dialled {
                         return Err("API servers know no other member".into());
+                    }
+                    if leaving.healthy && self.turning {
+                        return Err("API servers are being replaced, and may dial it".into());
                     }
                     spared(&leaving, members)?;
                     kept(members)?;

@@ -209,6 +209,14 @@ fn the_membership_keeps_a_quorum_at_every_step() {
     let id = |name| member(&observed, name);
     assert_eq!(broken(&observed, order(EtcdOrder::Remove { id: id("etcd-2") })), []);
     assert_eq!(broken(&observed, order(EtcdOrder::Remove { id: 77 })), [Invariant::Quorum], "no member");
+    let mut turning = observed.clone();
+    turning
+        .pods
+        .iter_mut()
+        .filter(|pod| pod.component == "kube-apiserver")
+        .for_each(|pod| pod.terminating = true);
+    let remove = order(EtcdOrder::Remove { id: id("etcd-2") });
+    assert_eq!(broken(&turning, remove), [Invariant::Quorum], "an API server that ends may ask it still");
     assert_eq!(broken(&observed, order(EtcdOrder::MoveLeader { to: 77 })), [Invariant::Quorum], "no member");
     assert_eq!(
         broken(&observed, order(EtcdOrder::Promote { id: id("etcd-2") })),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use kaas_crds::status::OperationType;
 use kaas_crds::tenant_cluster::Storage;
+use kaas_lifecycle::etcd::{self, Servers};
 use kaas_lifecycle::object::Kind;
 use kaas_lifecycle::observed::{Member, Trouble};
 use serde_json::json;
@@ -61,6 +62,32 @@ fn one_three_five_three_one() {
             let status = world.cluster.status.as_ref().unwrap();
             assert_eq!(status.history[0].kind, OperationType::ScaleEtcd, "{:?}", status.history);
         }
+    }
+}
+
+#[test]
+fn api_servers_are_led_to_voters_alone_and_nowhere_while_nobody_is_heard() {
+    let mut world = persistent(1);
+    world.settle();
+    for wanted in [3, 5, 3, 1] {
+        world.edit(|spec| spec.etcd.replicas = wanted);
+        for _ in 0..60 {
+            world.reconcile();
+            let mut observed = world.observe();
+            let votes = |index: i32| {
+                let name = format!("etcd-{index}");
+                world.members.iter().any(|member| member.name == name && !member.learner)
+            };
+            let all = match etcd::dialled(&observed).unwrap() {
+                Servers::Lone(index) => votes(index),
+                Servers::Several(count) => (0..count).all(votes),
+            };
+            assert!(all, "{:?} of {:?}", etcd::dialled(&observed), world.members);
+            observed.etcd = None;
+            assert_eq!(Some(etcd::servers(&observed)), etcd::dialled(&observed), "on the way to {wanted}");
+            world.controllers();
+        }
+        assert_eq!(world.members.len(), usize::try_from(wanted).unwrap());
     }
 }
 
