@@ -207,14 +207,17 @@ pub(super) fn nothing_failed(outcome: &Outcome) -> Result<(), Error> {
     no_change_is_lost(outcome)
 }
 
-/// As [`nothing_failed`], but for a write that was under way when the leadership moved: the old leader drops what it is asked
-/// then, and no API server asks again. Of 280 writes a second one was lost in four of sixty moves.
+/// Writes that were under way when the leadership moved, of one move.
+const DROPPED: usize = 3;
+
+/// As [`nothing_failed`], but for writes that were under way when the leadership moved: the old leader drops what it is asked
+/// then, and no API server asks again.
 pub(super) fn nothing_failed_but_with_the_leader(outcome: &Outcome) -> Result<(), Error> {
     let failures = outcome.failures();
-    let dropped = |what: &str| what.contains("etcdserver: ") || what.contains("raft proposal dropped");
-    match failures.as_slice() {
-        [only] if dropped(&only.what) => no_change_is_lost(outcome),
-        _ => nothing_failed(outcome),
+    let dropped = failures.iter().all(|failure| failure.what.contains("due to previous leader failure"));
+    match !failures.is_empty() && failures.len() <= DROPPED && dropped {
+        true => no_change_is_lost(outcome),
+        false => nothing_failed(outcome),
     }
 }
 
