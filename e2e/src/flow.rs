@@ -172,11 +172,7 @@ const FLOWS: &[Flow] = &[
 /// its own.
 const LAST: &[Flow] = &[
     Flow { name: "deletion ends and leaves nothing", local_only: None, run: tenant::deletion_ends },
-    Flow {
-        name: upgrade::NAME,
-        local_only: Some("another cluster may not have both versions"),
-        run: upgrade::goes_unnoticed,
-    },
+    Flow { name: upgrade::NAME, local_only: Some(VERSIONS), run: upgrade::goes_unnoticed },
 ];
 
 /// What takes longer than a person waits for a test run.
@@ -211,16 +207,8 @@ const LONG: &[Flow] = &[
         local_only: Some("it wants the whole machine"),
         run: overload::a_crowd_comes_and_goes,
     },
-    Flow {
-        name: etcd_version::NAME,
-        local_only: Some("another cluster may not have both versions"),
-        run: etcd_version::there_and_back,
-    },
-    Flow {
-        name: preflight::NAME,
-        local_only: Some("another cluster may not have both versions"),
-        run: preflight::the_caller_is_named,
-    },
+    Flow { name: etcd_version::NAME, local_only: Some(VERSIONS), run: etcd_version::there_and_back },
+    Flow { name: preflight::NAME, local_only: Some(VERSIONS), run: preflight::the_caller_is_named },
     Flow {
         name: handover::NAME,
         local_only: Some("it installs another build of the operator"),
@@ -231,6 +219,7 @@ const LONG: &[Flow] = &[
 ];
 
 const UNREACHABLE: &str = "its load needs an endpoint that is reached from here";
+const VERSIONS: &str = "another cluster may not have both versions";
 const BELOW: &str = "it kills processes of the node";
 const SPOILS: &str = "it puts versions that do not work into the catalogue";
 

@@ -75,6 +75,11 @@ impl Release {
     }
 }
 
+/// The release that upgrades begin at.
+pub(crate) fn oldest() -> Result<&'static Release, Error> {
+    OLDER.first().ok_or_else(|| Error::Invalid("there is no older release".to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

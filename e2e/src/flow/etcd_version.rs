@@ -1,5 +1,5 @@
-//! etcd goes to its next minor version and back while clients go on: no request on a new connection fails, no change is
-//! lost, and every member says itself which version it is.
+//! etcd goes to its next minor version and back while clients go on: no request on a new connection fails but for what
+//! etcd drops when its leadership moves, no change is lost, and every member says itself which version it is.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use super::scale::{self, membership, nothing_failed_but_with_the_leader, under_l
 use super::{NAMESPACE, Stage, claim, small};
 use crate::Error;
 use crate::kubectl::at;
-use crate::release::{NEWEST, OLDER};
+use crate::release::{NEWEST, oldest};
 
 pub(super) const NAME: &str = "etcd 3.6 -> 3.7 and back, of one member and of three, under load";
 
@@ -15,7 +15,7 @@ pub(super) const NAME: &str = "etcd 3.6 -> 3.7 and back, of one member and of th
 const SNAPSHOT: &str = "data-etcd-snapshot-0";
 
 pub(super) fn there_and_back(stage: &Stage) -> Result<(), Error> {
-    let old = OLDER.first().ok_or_else(|| Error::Invalid("there is no older release".to_owned()))?.etcd;
+    let old = oldest()?.etcd;
     [1, 3].into_iter().try_for_each(|members| walk(stage, members, &[old, NEWEST.etcd, old, NEWEST.etcd]))
 }
 

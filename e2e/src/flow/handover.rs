@@ -11,7 +11,7 @@ use super::workers::text;
 use super::{NAMESPACE, POLL, Stage, claim, scale, small};
 use crate::Error;
 use crate::kubectl::at;
-use crate::release::{NEWEST, OLDER};
+use crate::release::{NEWEST, oldest};
 use crate::terminal::say;
 use crate::wait;
 
@@ -23,7 +23,7 @@ const SERVERS: usize = 3;
 
 pub(super) fn the_successor_goes_on(stage: &Stage) -> Result<(), Error> {
     let ground = stage.ground()?;
-    let from = OLDER.first().ok_or_else(|| Error::Invalid("there is no older release".to_owned()))?;
+    let from = oldest()?;
     let next = ground.next_operator()?;
     let mut spec = small(from.kubernetes);
     if let Some(fields) = spec.as_object_mut() {

@@ -9,7 +9,7 @@ use super::{POLL, SOON, Stage, claim, small};
 use crate::Error;
 use crate::credentials::write_private;
 use crate::kubectl::{Kubectl, at};
-use crate::release::{NEWEST, OLDER};
+use crate::release::{NEWEST, oldest};
 use crate::terminal::say;
 use crate::wait;
 
@@ -27,7 +27,7 @@ const LONGEST: Duration = Duration::from_secs(240);
 const NAMED: Duration = Duration::from_secs(360);
 
 pub(super) fn the_caller_is_named(stage: &Stage) -> Result<(), Error> {
-    let from = OLDER.first().ok_or_else(|| Error::Invalid("there is no older release".to_owned()))?;
+    let from = oldest()?;
     let mut spec = small(from.kubernetes);
     if let Some(fields) = spec.pointer_mut("/controlPlane").and_then(Value::as_object_mut) {
         fields.insert("runtimeConfig".to_owned(), json!({API: true}));

@@ -1,5 +1,5 @@
-//! Growing and shrinking a control plane while clients go on: no request on a new connection fails and no change
-//! is lost, also when a lone etcd member leaves to a successor on the way.
+//! Growing and shrinking a control plane while clients go on: no request on a new connection fails but for what
+//! etcd drops when its leadership moves, and no change is lost, also when a lone etcd member leaves to a successor on the way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;

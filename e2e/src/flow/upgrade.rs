@@ -9,7 +9,7 @@ use super::traffic::Traffic;
 use super::{NAMESPACE, POLL, Stage, claim, small};
 use crate::Error;
 use crate::kubectl::{Kubectl, at};
-use crate::release::{NEWEST, OLDER, Release};
+use crate::release::{NEWEST, Release, oldest};
 use crate::terminal::say;
 use crate::wait;
 
@@ -40,10 +40,6 @@ fn upgraded(stage: &Stage, servers: usize, members: usize) -> Result<(), Error> 
     let result = under_traffic(stage, &kubectl);
     remove(stage)?;
     result
-}
-
-fn oldest() -> Result<&'static Release, Error> {
-    OLDER.first().ok_or_else(|| Error::Invalid("there is no older release".to_owned()))
 }
 
 /// A tenant of the older version with its workers, and something in it.
