@@ -208,22 +208,27 @@ fn container(inputs: &Inputs<'_>) -> Container {
         command: command(inputs),
         environment,
         ports: vec![("client", CLIENT_PORT), ("peer", PEER_PORT), ("metrics", METRICS_PORT)],
-        probes: Probes {
-            port: METRICS_PORT,
-            scheme: "HTTP",
-            // Not /readyz: that one needs a leader, and restarting a member is no cure for a lost quorum.
-            alive: "/livez",
-            // Replaying a long log, or fetching a snapshot as a new member.
-            start_seconds: 600,
-            ready: "/readyz",
-            ready_failures: 3,
-        },
+        probes: probes(),
         // Seen at rest: 51-59 MiB, 1 % of a core.
         request: Resources { cpu: "10m", memory: "64Mi" },
         // Twice the quota: all of the data in memory, and as much again for answers under way.
         memory_limit: "4Gi",
         mounts: vec![json!({"name": DATA, "mountPath": DATA_MOUNT}), key_mount("pki")],
         linger_seconds: 0,
+    }
+}
+
+/// Of every etcd.
+pub(super) fn probes() -> Probes {
+    Probes {
+        port: METRICS_PORT,
+        scheme: "HTTP",
+        // Not /readyz: that one needs a leader, and restarting a member is no cure for a lost quorum.
+        alive: "/livez",
+        // Replaying a long log, or fetching a snapshot as a new member.
+        start_seconds: 600,
+        ready: "/readyz",
+        ready_failures: 3,
     }
 }
 

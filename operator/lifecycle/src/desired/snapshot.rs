@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use super::etcd::{
     CLIENT_PORT, DATA, DATA_DIRECTORY, DATA_MOUNT, METRICS_PORT, PEER_PORT, claim_template, data_in_pod,
-    etcd_client_url, retention,
+    etcd_client_url, probes, retention,
 };
-use super::pod::{Container, Pod, Probes, Resources, key_file, key_mount, key_volume, step};
+use super::pod::{Container, Pod, Resources, key_file, key_mount, key_volume, step};
 use super::{Inputs, selector};
 use crate::etcd::Series;
 use crate::key_material::AUTHORITY_SECRET;
@@ -65,14 +65,7 @@ pub(crate) fn etcd_snapshot(inputs: &Inputs<'_>, image: &str, series: Series, me
             command: run,
             environment: Vec::new(),
             ports: vec![("metrics", METRICS_PORT)],
-            probes: Probes {
-                port: METRICS_PORT,
-                scheme: "HTTP",
-                alive: "/livez",
-                start_seconds: 600,
-                ready: "/readyz",
-                ready_failures: 3,
-            },
+            probes: probes(),
             request: Resources { cpu: "10m", memory: "64Mi" },
             memory_limit: "4Gi",
             mounts: vec![proof],
